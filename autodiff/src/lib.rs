@@ -1,0 +1,1 @@
+//! Automatic differentiation of dnx graphs: jvp, linearize, transpose, grad.

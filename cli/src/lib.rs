@@ -1,0 +1,1 @@
+//! dnx: trains and samples diffusion and flow-matching models on any GPU.

@@ -1,0 +1,3 @@
+//! The `dnx` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Passes, fusion, kernel IR and WGSL of dnx.

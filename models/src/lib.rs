@@ -1,0 +1,1 @@
+//! Networks, diffusion processes, optimizers and samplers of dnx.

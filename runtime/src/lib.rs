@@ -1,0 +1,1 @@
+//! Devices of dnx: wgpu and cpu.

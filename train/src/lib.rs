@@ -1,0 +1,1 @@
+//! Data, trainer, checkpoints and metrics of dnx.
