@@ -1,1 +1,4 @@
-//! Passes, fusion, kernel IR and WGSL of dnx.
+//! dnx-codegen: a graph in, an [`exec::Executable`] out: passes, fusion, kernel IR, WGSL.
+
+pub mod exec;
+pub mod kernel;

@@ -125,11 +125,11 @@ impl Graph {
     }
 
     /// The function with these results, or the first error made while it was built.
-    pub fn finish(self, results: &[Tensor<'_>]) -> Result<Func> {
+    pub fn finish(&self, results: &[Tensor<'_>]) -> Result<Func> {
         let ids: Vec<ValueId> = results.iter().map(|t| t.id).collect();
-        match self.error.into_inner() {
-            Some(error) => Err(error),
-            None => Ok(self.builder.into_inner().finish(&ids)),
+        match &*self.error.borrow() {
+            Some(error) => Err(error.clone()),
+            None => Ok(self.builder.borrow().clone().finish(&ids)),
         }
     }
 
