@@ -1,4 +1,12 @@
 //! dnx-codegen: a graph in, an [`exec::Executable`] out: passes, fusion, kernel IR, WGSL.
 
+pub mod error;
 pub mod exec;
 pub mod kernel;
+pub mod options;
+pub mod passes;
+pub mod stages;
+
+pub use error::{CompileError, InStage, Result};
+pub use options::{GpuLimits, Options, Target};
+pub use stages::{Dump, Stage};

@@ -1,0 +1,116 @@
+//! What the compiler is asked for: the target and its limits, donated inputs, fusion on or off.
+
+use serde::{Deserialize, Serialize};
+
+/// Options of [`crate::compile`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Options {
+    /// What will run the program.
+    pub target: Target,
+    /// `(input, output)` pairs: the input's memory is given up and holds the output after the run.
+    pub donate: Vec<(usize, usize)>,
+    /// Whether kernels are fused. Without it every op is its own kernel, which is slow and easy to check.
+    pub fuse: bool,
+}
+
+impl Options {
+    /// The defaults for a target: nothing donated, fusion on.
+    pub fn new(target: Target) -> Options {
+        Options { target, donate: Vec::new(), fuse: true }
+    }
+
+    /// The same options with these `(input, output)` pairs donated.
+    pub fn with_donate(mut self, donate: &[(usize, usize)]) -> Options {
+        self.donate = donate.to_vec();
+        self
+    }
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options::new(Target::Cpu)
+    }
+}
+
+/// What runs a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Target {
+    /// The host's processor, which executes kernel IR.
+    #[default]
+    Cpu,
+    /// A GPU reached through WGSL shaders.
+    Gpu(GpuLimits),
+}
+
+impl Target {
+    /// The limits of the GPU; `None` for the cpu.
+    pub fn gpu(&self) -> Option<&GpuLimits> {
+        match self {
+            Target::Cpu => None,
+            Target::Gpu(limits) => Some(limits),
+        }
+    }
+
+    /// Storage buffers one kernel may bind.
+    pub fn storage_buffers(&self) -> usize {
+        match self {
+            Target::Cpu => usize::MAX,
+            Target::Gpu(limits) => limits.storage_buffers as usize,
+        }
+    }
+}
+
+/// What a GPU can do, as its adapter reports. Shaders are written for exactly these limits, so the struct is
+/// part of every cache key that concerns shaders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct GpuLimits {
+    /// Storage buffers one shader may bind.
+    pub storage_buffers: u32,
+    /// Largest range of one binding, in bytes.
+    pub binding_bytes: u64,
+    /// Largest buffer, in bytes.
+    pub buffer_bytes: u64,
+    /// Workgroup memory, in bytes.
+    pub workgroup_bytes: u32,
+    /// Invocations of one workgroup.
+    pub max_invocations: u32,
+    /// Workgroups in each dimension of a dispatch.
+    pub max_workgroups_per_dim: u32,
+    /// Least and greatest subgroup size; `None` where shaders can't use subgroups.
+    pub subgroup: Option<(u32, u32)>,
+    /// Whether shaders may compute in `f16`.
+    pub f16: bool,
+    /// Edge of the square cooperative matrices (`f16` in, `f32` accumulated); `None` where there are none.
+    pub cooperative_matrix: Option<u32>,
+}
+
+impl Default for GpuLimits {
+    /// What a desktop GPU gives through Vulkan or DX12, without optional features: the WebGPU baseline with 16
+    /// instead of 8 storage buffers, bindings of 2 GiB - 4 bytes, and 32 KiB of workgroup memory.
+    fn default() -> GpuLimits {
+        GpuLimits {
+            storage_buffers: 16,
+            binding_bytes: (1 << 31) - 4,
+            buffer_bytes: (1 << 31) - 4,
+            workgroup_bytes: 32 << 10,
+            max_invocations: 256,
+            max_workgroups_per_dim: 65_535,
+            subgroup: None,
+            f16: false,
+            cooperative_matrix: None,
+        }
+    }
+}
+
+impl GpuLimits {
+    /// What every WebGPU implementation gives, browsers included.
+    pub fn webgpu() -> GpuLimits {
+        GpuLimits {
+            storage_buffers: 8,
+            binding_bytes: 128 << 20,
+            buffer_bytes: 256 << 20,
+            workgroup_bytes: 16 << 10,
+            ..GpuLimits::default()
+        }
+    }
+}
