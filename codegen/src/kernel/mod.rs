@@ -14,6 +14,7 @@
 
 pub mod idx;
 pub mod interp;
+pub mod text;
 
 use dnx_ir::{BinaryOp, CmpOp, DType, ReduceKind, Scalar, UnaryOp};
 pub use idx::{Atom, Check, Idx};
