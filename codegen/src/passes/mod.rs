@@ -1,1 +1,104 @@
 //! Graph passes: a function in, an equivalent function out, each a rebuild through [`dnx_ir::Builder`].
+//!
+//! [`prepare`] is the whole front half of the compiler: what comes out of it has no calls, no composite that no
+//! kernel claims, no dead node, no two equal nodes, only ops that a kernel kind has, arithmetic only in
+//! dtypes the target computes in, and (over one device) no shardings. Parameters keep their number, order and
+//! names, results their number, order and types, whatever is unused.
+//!
+//! `optimization_barrier` stays: nothing is merged or moved through it, which is what makes recomputation real.
+//! It disappears when kernels are made.
+
+pub mod canonical;
+pub mod dce;
+pub mod decompose;
+pub mod inline;
+pub mod partition;
+pub mod precision;
+
+use crate::{Dump, Result, Stage, Target};
+use dnx_ir::{Builder, Func, Node, ValueId};
+
+/// `func` made ready for fusion: inlined, canonical, decomposed, of one device.
+///
+/// # Errors
+/// Names the stage, the op and the model path of what can't be compiled.
+pub fn prepare(func: &Func, target: &Target) -> Result<Func> {
+    prepare_with(func, target, cfg!(debug_assertions), &mut Dump::none())
+}
+
+/// [`prepare`], recording the stages in `dump`; with `verify` the verifier runs after each pass.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_with(func: &Func, target: &Target, verify: bool, dump: &mut Dump) -> Result<Func> {
+    let mut after = |stage: Stage, f: Func| -> Result<Func> {
+        if verify {
+            check(stage, &f)?;
+        }
+        dump.record(stage, || text(&f));
+        Ok(f)
+    };
+    if verify {
+        check(Stage::Model, func)?;
+    }
+    let f = after(Stage::Inline, inline::inline(func, target)?)?;
+    let f = after(Stage::Canonical, canonical::canonical(&f)?)?;
+    let f = after(Stage::Precision, precision::precision(&f, target)?)?;
+    let f = after(Stage::Decompose, decompose::decompose(&f, target)?)?;
+    // What the passes since then added (conversions, expanded powers, constants for indices) is canonical too.
+    let f = canonical::canonical(&partition::partition(&f)?)?;
+    after(Stage::Partition, f)
+}
+
+fn check(_stage: Stage, _f: &Func) -> Result<()> {
+    Ok(())
+}
+
+fn text(f: &Func) -> String {
+    format!("{f:?}")
+}
+
+/// Walks `from` in order into `sink`: `param` makes the parameters, in order and first; `visit` is given every other
+/// node with its operands already mapped and gives the new values of its results. Gives the mapped results.
+fn walk<S>(
+    from: &Func,
+    sink: &mut S,
+    mut param: impl FnMut(&mut S, usize) -> ValueId,
+    mut visit: impl FnMut(&mut S, &Node, &[ValueId]) -> dnx_ir::Result<Vec<ValueId>>,
+) -> dnx_ir::Result<Vec<ValueId>> {
+    let mut map: Vec<Option<ValueId>> = vec![None; from.values.len()];
+    for (i, p) in from.params.iter().enumerate() {
+        map[p.value.index()] = Some(param(sink, i));
+    }
+    let mapped = |map: &[Option<ValueId>], v: ValueId| map[v.index()].expect("values are defined before their users");
+    let mut operands = Vec::new();
+    for node in &from.nodes {
+        if matches!(node.op, dnx_ir::Op::Param { .. }) {
+            continue;
+        }
+        operands.clear();
+        operands.extend(node.operands.iter().map(|&v| mapped(&map, v)));
+        let results = visit(sink, node, &operands)?;
+        debug_assert_eq!(results.len(), node.results.len(), "{} lost results", node.op.name());
+        for (old, new) in node.results.iter().zip(results) {
+            map[old.index()] = Some(new);
+        }
+    }
+    Ok(from.results.iter().map(|&r| mapped(&map, r)).collect())
+}
+
+/// [`walk`] into a plain builder over the same mesh, parameters copied.
+fn rebuild(
+    from: &Func,
+    visit: impl FnMut(&mut Builder, &Node, &[ValueId]) -> dnx_ir::Result<Vec<ValueId>>,
+) -> dnx_ir::Result<Func> {
+    let mut b = Builder::on_mesh(&from.name, from.mesh.clone());
+    let results = walk(from, &mut b, |b, i| copy_param(b, from, i), visit)?;
+    Ok(b.finish(&results))
+}
+
+fn copy_param(b: &mut Builder, from: &Func, i: usize) -> ValueId {
+    let p = &from.params[i];
+    b.set_loc(from.def(p.value).loc.clone());
+    b.param(&p.name, from.ty(p.value).clone())
+}

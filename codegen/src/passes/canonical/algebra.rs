@@ -1,0 +1,6 @@
+//! Laws.
+
+use super::Law;
+
+/// The laws of this file.
+pub const LAWS: &[Law] = &[];

@@ -1,0 +1,119 @@
+//! Calls and composites are replaced by their bodies, all the way down. A composite that the target's lowering
+//! claims by name stays. Model paths of a body are prefixed with the path of the call.
+//!
+//! `remat` of a call has had its effect when the derivative was taken; here it is only a call.
+
+use super::rebuild;
+use crate::{InStage, Result, Stage, Target};
+use dnx_ir::{Builder, Func, Loc, Node, Op, ValueId};
+
+/// Names of the composites this target lowers itself.
+pub const fn claimed(_target: &Target) -> &'static [&'static str] {
+    &[]
+}
+
+/// The function without calls and unclaimed composites.
+///
+/// # Errors
+/// A callee whose body is ill-typed.
+pub fn inline(func: &Func, target: &Target) -> Result<Func> {
+    let claims = claimed(target);
+    rebuild(func, |b, node, operands| {
+        b.set_loc(node.loc.clone());
+        emit(b, node, operands, claims)
+    })
+    .in_stage(Stage::Inline)
+}
+
+/// Emits a node at the path in force, or the body of its callee.
+fn emit(b: &mut Builder, node: &Node, operands: &[ValueId], claims: &[&str]) -> dnx_ir::Result<Vec<ValueId>> {
+    match &node.op {
+        Op::Composite { name, .. } if claims.contains(&&**name) => b.emit_multi(node.op.clone(), operands),
+        Op::Call { func, .. } | Op::Composite { func, .. } => splice(b, func, operands, claims),
+        op => b.emit_multi(op.clone(), operands),
+    }
+}
+
+fn splice(b: &mut Builder, callee: &Func, args: &[ValueId], claims: &[&str]) -> dnx_ir::Result<Vec<ValueId>> {
+    let prefix = b.loc().clone();
+    let mut paths = Paths { prefix: prefix.clone(), last: None };
+    let results = super::walk(
+        callee,
+        b,
+        |_, i| args[i],
+        |b, node, operands| {
+            b.set_loc(paths.of(&node.loc));
+            emit(b, node, operands, claims)
+        },
+    )?;
+    b.set_loc(prefix);
+    Ok(results)
+}
+
+/// Prefixes paths, remembering the last: neighbours mostly share theirs.
+struct Paths {
+    prefix: Loc,
+    last: Option<(Loc, Loc)>,
+}
+
+impl Paths {
+    fn of(&mut self, loc: &Loc) -> Loc {
+        if self.prefix.is_empty() {
+            return loc.clone();
+        }
+        if loc.is_empty() {
+            return self.prefix.clone();
+        }
+        match &self.last {
+            Some((from, to)) if from == loc => to.clone(),
+            _ => {
+                let to: Loc = format!("{}.{loc}", self.prefix).into();
+                self.last = Some((loc.clone(), to.clone()));
+                to
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dnx_ir::{Graph, Type};
+    use std::sync::Arc;
+
+    fn square() -> Arc<Func> {
+        let g = Graph::new("square");
+        let x = g.param("x", Type::f32([4]));
+        let y = g.scope("inner", || x * x);
+        Arc::new(g.finish(&[y]).unwrap())
+    }
+
+    #[test]
+    fn nested_calls_and_composites_disappear_and_paths_are_prefixed() {
+        let outer = {
+            let g = Graph::new("outer");
+            let x = g.param("x", Type::f32([4]));
+            let y = g.scope("mid", || g.composite("square", vec![], &square(), &[x])[0]);
+            Arc::new(g.finish(&[y]).unwrap())
+        };
+        let g = Graph::new("main");
+        let x = g.param("x", Type::f32([4]));
+        let y = g.scope("top", || g.call_remat(&outer, &[x])[0]);
+        let f = inline(&g.finish(&[y]).unwrap(), &Target::Cpu).unwrap();
+        assert_eq!(f.nodes.len(), 2);
+        assert_eq!(f.nodes[1].op, Op::Binary(dnx_ir::BinaryOp::Mul));
+        assert_eq!(&*f.nodes[1].loc, "top.mid.inner");
+    }
+
+    #[test]
+    fn a_callee_that_returns_its_argument_gives_the_argument() {
+        let g = Graph::new("id");
+        let x = g.param("x", Type::f32([4]));
+        let id = Arc::new(g.finish(&[x, x]).unwrap());
+        let g = Graph::new("main");
+        let x = g.param("x", Type::f32([4]));
+        let ys = g.call(&id, &[x]);
+        let f = inline(&g.finish(&ys).unwrap(), &Target::Cpu).unwrap();
+        assert_eq!(f.results, [f.params[0].value; 2]);
+    }
+}
