@@ -1,0 +1,147 @@
+//! What can go wrong between an executable and its numbers.
+
+use dnx_ir::Type;
+
+/// An error of a device, a buffer or a program.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No device answers to the selector.
+    #[error("no device `{selector}`; there are: {}", .available.join(", "))]
+    NoDevice {
+        /// What was asked for.
+        selector: String,
+        /// The selectors and names that would do.
+        available: Vec<String>,
+    },
+    /// A program was given another number of inputs than it takes.
+    #[error("program `{program}` takes {expected} inputs, not {got}")]
+    InputCount {
+        /// The program.
+        program: String,
+        /// Inputs it takes.
+        expected: usize,
+        /// Inputs it was given.
+        got: usize,
+    },
+    /// An input has another type than its port.
+    #[error("input {index} (`{port}`) of program `{program}` is {expected}, not {got}")]
+    InputType {
+        /// The program.
+        program: String,
+        /// Position of the input.
+        index: usize,
+        /// Name of the input.
+        port: String,
+        /// Type of the port.
+        expected: Box<Type>,
+        /// Type of the buffer.
+        got: Box<Type>,
+    },
+    /// One buffer is given as two inputs of which at least one is donated.
+    #[error(
+        "inputs `{first}` and `{second}` of program `{program}` share memory, but one of them is donated and would be \
+         overwritten; give it a buffer of its own"
+    )]
+    DonatedTwice {
+        /// The program.
+        program: String,
+        /// Name of one input.
+        first: String,
+        /// Name of the other.
+        second: String,
+    },
+    /// A buffer is used with a device other than its own.
+    #[error("{what} lives on device `{buffer}`, not on `{device}`; upload it there first")]
+    DeviceMismatch {
+        /// What does not match.
+        what: String,
+        /// Where it lives.
+        buffer: String,
+        /// Where it is wanted.
+        device: String,
+    },
+    /// An array does not have the type of the buffer it is written to.
+    #[error("an array {got} can't be written to a buffer {expected}")]
+    WriteType {
+        /// Type of the buffer.
+        expected: Box<Type>,
+        /// Type of the array.
+        got: Box<Type>,
+    },
+    /// The program, or the buffers, need more memory than the device has.
+    #[error(
+        "{what} needs {} of memory, device `{device}` has {}; the largest parts: {}. Use a smaller (micro-)batch",
+        mib(*.needed), mib(*.available), .largest.join(", ")
+    )]
+    OutOfMemory {
+        /// What needs it.
+        what: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there are.
+        available: u64,
+        /// The device.
+        device: String,
+        /// The largest parts, readable.
+        largest: Vec<String>,
+    },
+    /// The executable was made by another version of the compiler.
+    #[error("the executable has version {got}, this runtime reads version {expected}; compile the program again")]
+    Version {
+        /// Version of this runtime.
+        expected: u32,
+        /// Version of the executable.
+        got: u32,
+    },
+    /// Bytes that are not a serialised executable.
+    #[error("these bytes are not an executable: {0}")]
+    Decode(String),
+    /// An executable could not be serialised.
+    #[error("the executable can't be serialised: {0}")]
+    Encode(String),
+    /// An executable that breaks its own rules, or asks for what this device can't do.
+    #[error("program `{program}` can't run on device `{device}`: {reason}")]
+    Unsupported {
+        /// The program.
+        program: String,
+        /// The device.
+        device: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A program was started from inside a task of the thread pool that is running a program.
+    #[error(
+        "program `{program}` was started by a task that the thread pool ran in the middle of another program; start \
+         programs of one cpu device from outside rayon tasks"
+    )]
+    Reentrant {
+        /// The program.
+        program: String,
+    },
+    /// Running a program failed inside a kernel.
+    #[error("program `{program}` failed: {reason}")]
+    Run {
+        /// The program.
+        program: String,
+        /// What the kernel reported.
+        reason: String,
+    },
+    /// The graph is wrong.
+    #[error(transparent)]
+    Graph(#[from] dnx_ir::Error),
+    /// The compiler refused the graph.
+    #[error(transparent)]
+    Compile(#[from] dnx_codegen::CompileError),
+}
+
+/// A result of the runtime.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Bytes, readable.
+pub(crate) fn mib(bytes: u64) -> String {
+    match bytes {
+        b if b >= 10 << 30 => format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64),
+        b if b >= 1 << 20 => format!("{:.1} MiB", b as f64 / (1u64 << 20) as f64),
+        b => format!("{b} bytes"),
+    }
+}
