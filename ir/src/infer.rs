@@ -446,7 +446,7 @@ fn axis_size(mesh: &Mesh, axis: &str) -> Result<usize> {
 
 fn split_dim(x: &Type, dim: usize, parts: usize) -> Result<Vec<usize>> {
     check_dim(dim, x.rank())?;
-    if x.dims[dim] % parts != 0 {
+    if !x.dims[dim].is_multiple_of(parts) {
         bail!("dim {dim} of {x} does not split into {parts} equal parts");
     }
     let mut dims = x.dims.clone();
@@ -477,7 +477,7 @@ pub fn check_sharding(s: &Sharding, dims: &[usize], mesh: &Mesh) -> Result<()> {
     }
     for (d, axes) in s.dims.iter().enumerate() {
         let parts: usize = axes.iter().map(|a| mesh.size(a).unwrap_or(1)).product();
-        if dims[d] % parts != 0 {
+        if !dims[d].is_multiple_of(parts) {
             bail!("dim {d} of size {} does not split into {parts} parts over {}", dims[d], axes.join(", "));
         }
     }

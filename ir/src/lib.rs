@@ -10,6 +10,7 @@
 //! * [`func`]: functions, nodes, typed indices.
 //! * [`builder`]: emitting nodes; [`tensor`]: the same with operators and broadcasting.
 //! * [`infer`]: output types, one function per op.
+//! * [`text`]: printing and parsing; [`verify`]: the invariants every function keeps.
 
 pub mod builder;
 pub mod dtype;
@@ -19,7 +20,9 @@ pub mod infer;
 pub mod literal;
 pub mod op;
 pub mod tensor;
+pub mod text;
 pub mod types;
+pub mod verify;
 
 pub use builder::Builder;
 pub use dtype::DType;

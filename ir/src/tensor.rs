@@ -104,7 +104,7 @@ impl Graph {
     }
 
     /// Runs `body` with `segment` appended to the model path.
-    pub fn scope<'g, R>(&'g self, segment: &str, body: impl FnOnce() -> R) -> R {
+    pub fn scope<R>(&self, segment: &str, body: impl FnOnce() -> R) -> R {
         let old = self.builder.borrow().loc().clone();
         let new = if old.is_empty() { segment.to_string() } else { format!("{old}.{segment}") };
         self.builder.borrow_mut().set_loc(new.into());
@@ -400,7 +400,7 @@ impl<'g> Tensor<'g> {
 }
 
 /// Elementwise functions.
-#[allow(missing_docs)]
+#[allow(missing_docs, clippy::should_implement_trait)]
 impl<'g> Tensor<'g> {
     pub fn exp(self) -> Tensor<'g> {
         self.unary(UnaryOp::Exp)
