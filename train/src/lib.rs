@@ -1,1 +1,10 @@
-//! Data, trainer, checkpoints and metrics of dnx.
+//! Around the compiled training step: data, the loop, checkpoints, metrics and pictures.
+//!
+//! * [`data`]: sets of samples and the order they are visited in.
+//! * [`error`]: what can go wrong and which exit status it has; [`files`]: writing so that nothing is half there.
+
+pub mod data;
+pub mod error;
+pub mod files;
+
+pub use error::{Error, Result};
