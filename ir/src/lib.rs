@@ -11,16 +11,21 @@
 //! * [`builder`]: emitting nodes; [`tensor`]: the same with operators and broadcasting.
 //! * [`infer`]: output types, one function per op.
 //! * [`text`]: printing and parsing; [`verify`]: the invariants every function keeps.
+//! * [`interp`]: the reference interpreter, which *defines* what the ops mean.
+//! * [`threefry`], [`random`]: random numbers, on the host and as graphs.
 
 pub mod builder;
 pub mod dtype;
 pub mod error;
 pub mod func;
 pub mod infer;
+pub mod interp;
 pub mod literal;
 pub mod op;
+pub mod random;
 pub mod tensor;
 pub mod text;
+pub mod threefry;
 pub mod types;
 pub mod verify;
 
