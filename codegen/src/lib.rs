@@ -10,3 +10,10 @@ pub mod stages;
 pub use error::{CompileError, InStage, Result};
 pub use options::{GpuLimits, Options, Target};
 pub use stages::{Dump, Stage};
+pub mod compile;
+pub mod fuse;
+pub mod lower;
+pub mod memory;
+pub mod schedule;
+
+pub use compile::{Compiled, compile, compile_with};

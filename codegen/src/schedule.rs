@@ -1,0 +1,212 @@
+//! Scheduling: the order of kernels, which results go where, and which inputs are updated in place.
+//!
+//! Order: topological, and among what is ready the kernel whose last node comes first in the program, which keeps
+//! a value's producer near its users. A donated input is overwritten by the kernel that makes its result,
+//! so every other reader of that input is put before that kernel; where that is impossible, or where the kernel
+//! reads the input at other elements than it writes, the result is made elsewhere and copied at the end.
+
+use crate::fuse::Group;
+use crate::kernel::{Inst, Kernel, Kind};
+use dnx_ir::{Func, Op, ValueId};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+
+/// Where a result ends up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A group writes the memory of the result itself.
+    Direct,
+    /// It is copied there from where the value lives.
+    Copied,
+    /// It is the donated input, unchanged.
+    Unchanged,
+}
+
+/// The order of work.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    /// Batches of group indices; a batch of several is one `Multi` step.
+    pub steps: Vec<Vec<usize>>,
+    /// Per result.
+    pub places: Vec<Place>,
+    /// Per result the input whose memory it takes.
+    pub donated: Vec<Option<usize>>,
+}
+
+/// Orders the groups.
+pub fn schedule(func: &Func, groups: &[Group], donate: &[(usize, usize)]) -> Schedule {
+    let donated = |j: usize| donate.iter().find(|&&(_, o)| o == j).map(|&(i, _)| i);
+    let donated: Vec<Option<usize>> = (0..func.results.len()).map(donated).collect();
+    let producer: HashMap<ValueId, usize> =
+        groups.iter().enumerate().flat_map(|(g, group)| group.outputs.iter().map(move |&v| (v, g))).collect();
+    let mut readers: HashMap<ValueId, Vec<usize>> = HashMap::new();
+    let mut after: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); groups.len()];
+    for (g, group) in groups.iter().enumerate() {
+        for &v in inputs(group) {
+            readers.entry(v).or_default().push(g);
+            if let Some(&p) = producer.get(&v) {
+                after[p].insert(g);
+            }
+        }
+    }
+    let mut places = vec![Place::Copied; func.results.len()];
+    let mut taken: BTreeSet<ValueId> = BTreeSet::new();
+    for (j, &r) in func.results.iter().enumerate() {
+        let Some(&g) = producer.get(&r) else {
+            let own = donated[j].is_some_and(|i| func.params[i].value == r);
+            places[j] = if own { Place::Unchanged } else { Place::Copied };
+            continue;
+        };
+        if !taken.insert(r) {
+            continue;
+        }
+        let Some(i) = donated[j] else {
+            places[j] = Place::Direct;
+            continue;
+        };
+        let old = func.params[i].value;
+        let others: Vec<usize> = readers.get(&old).into_iter().flatten().copied().filter(|&o| o != g).collect();
+        let returned = func.results.contains(&old);
+        let in_place = others.len() == readers.get(&old).map_or(0, Vec::len) || updates_in_place(&groups[g], old, r);
+        if !returned && in_place && others.iter().all(|&o| !reaches(&after, g, o)) {
+            for o in others {
+                after[o].insert(g);
+            }
+            places[j] = Place::Direct;
+        }
+    }
+    let batches = multi_batches(func, groups, &after);
+    let steps = order(groups, &after, &batches)
+        .or_else(|| order(groups, &after, &singles(groups)))
+        .expect("the dependences of kernels have no cycle");
+    Schedule { steps, places, donated }
+}
+
+/// The values a group reads from memory.
+pub fn inputs(group: &Group) -> &[ValueId] {
+    &group.lowered.args[..group.lowered.args.len() - group.outputs.len()]
+}
+
+fn reaches(after: &[BTreeSet<usize>], from: usize, to: usize) -> bool {
+    let mut seen = vec![false; after.len()];
+    let mut stack = vec![from];
+    while let Some(g) = stack.pop() {
+        if g == to {
+            return true;
+        }
+        if !std::mem::replace(&mut seen[g], true) {
+            stack.extend(&after[g]);
+        }
+    }
+    false
+}
+
+/// Whether every element of `old` is read only by the point that writes that element of `new`.
+fn updates_in_place(group: &Group, old: ValueId, new: ValueId) -> bool {
+    let kernel = &group.lowered.kernel;
+    let arg = |v: ValueId| group.lowered.args.iter().position(|&a| a == v).map(|a| a as u32);
+    let (Some(from), Some(to)) = (arg(old), arg(new)) else { return false };
+    let (a, b) = (kernel.args[from as usize], kernel.args[to as usize]);
+    let Some(store) = kernel.stores.iter().find(|s| s.arg == to) else { return false };
+    kernel.kind == Kind::Loop
+        && (a.dtype, a.elems) == (b.dtype, b.elems)
+        && kernel.insts.iter().all(|inst| match inst {
+            Inst::Load { arg, index, dynamic } => *arg != from || (dynamic.is_empty() && *index == store.index),
+            _ => true,
+        })
+}
+
+fn singles(groups: &[Group]) -> Vec<Vec<usize>> {
+    (0..groups.len()).map(|g| vec![g]).collect()
+}
+
+/// Groups with one pointwise body over tensors of different sizes whose results nobody reads: the updates of an
+/// optimizer. They run as one `Multi` step.
+fn multi_batches(func: &Func, groups: &[Group], after: &[BTreeSet<usize>]) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = vec![];
+    let mut by_body: HashMap<Kernel, usize> = HashMap::new();
+    for (g, group) in groups.iter().enumerate() {
+        let sink = group.outputs.iter().all(|v| func.results.contains(v)) && after[g].is_empty();
+        match as_multi(&group.lowered.kernel).filter(|_| sink) {
+            Some(body) => match by_body.get(&body) {
+                Some(&at) => batches[at].push(g),
+                None => {
+                    by_body.insert(body, batches.len());
+                    batches.push(vec![g]);
+                }
+            },
+            None => batches.push(vec![g]),
+        }
+    }
+    batches
+}
+
+/// The kernel as a body over segments of any length, if it is one: a single dim, every access at that dim or a
+/// scalar.
+pub fn as_multi(kernel: &Kernel) -> Option<Kernel> {
+    let [dim] = kernel.dims[..] else { return None };
+    if kernel.kind != Kind::Loop || dim.size <= 1 {
+        return None;
+    }
+    let whole = crate::kernel::Idx::dim(0);
+    let fits = |arg: u32, index: &crate::kernel::Idx| {
+        let elems = kernel.args[arg as usize].elems;
+        (*index == whole && elems == dim.size) || (*index == crate::kernel::Idx::default() && elems == 1)
+    };
+    let pointwise = kernel.stores.iter().all(|s| s.index == whole && fits(s.arg, &s.index))
+        && kernel.insts.iter().all(|inst| match inst {
+            Inst::Load { arg, index, dynamic } => dynamic.is_empty() && fits(*arg, index),
+            Inst::Index(..) | Inst::Valid(_) => false,
+            _ => true,
+        });
+    if !pointwise {
+        return None;
+    }
+    let mut body = kernel.clone();
+    body.kind = Kind::Multi;
+    body.dims[0].size = 0;
+    for arg in &mut body.args {
+        arg.elems = usize::from(arg.elems == 1);
+    }
+    Some(body)
+}
+
+/// A topological order of the batches; `None` if batching made a cycle.
+fn order(groups: &[Group], after: &[BTreeSet<usize>], batches: &[Vec<usize>]) -> Option<Vec<Vec<usize>>> {
+    let mut batch_of = vec![0; groups.len()];
+    for (b, members) in batches.iter().enumerate() {
+        members.iter().for_each(|&g| batch_of[g] = b);
+    }
+    let mut next: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); batches.len()];
+    let mut waits = vec![0usize; batches.len()];
+    for (g, users) in after.iter().enumerate() {
+        for &u in users {
+            let (a, b) = (batch_of[g], batch_of[u]);
+            if a != b && next[a].insert(b) {
+                waits[b] += 1;
+            }
+        }
+    }
+    let key = |b: usize| {
+        let last = batches[b].iter().map(|&g| *groups[g].members.last().expect("groups have members")).max();
+        (last, b)
+    };
+    let mut ready: BinaryHeap<Reverse<(Option<dnx_ir::NodeId>, usize)>> =
+        (0..batches.len()).filter(|&b| waits[b] == 0).map(|b| Reverse(key(b))).collect();
+    let mut out = vec![];
+    while let Some(Reverse((_, b))) = ready.pop() {
+        out.push(batches[b].clone());
+        for &n in &next[b] {
+            waits[n] -= 1;
+            if waits[n] == 0 {
+                ready.push(Reverse(key(n)));
+            }
+        }
+    }
+    (out.len() == batches.len()).then_some(out)
+}
+
+/// Whether the value is a parameter of the function.
+pub fn is_param(func: &Func, v: ValueId) -> bool {
+    matches!(func.def(v).op, Op::Param { .. })
+}
