@@ -1,0 +1,106 @@
+//! Layers: functions of a scope and tensors. Activations are `[.., width]`; every layer acts on the last dim.
+
+use crate::{Init, Scope};
+use dnx_ir::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// `y = x W^T + b`: weight `[out, in]`, bias `[out]` starting at zero.
+pub fn linear<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, out: usize, weight: Init) -> Tensor<'g> {
+    linear_no_bias(s, x, out, weight) + s.param("bias", &[out], Init::Zeros)
+}
+
+/// `y = x W^T`: weight `[out, in]`.
+pub fn linear_no_bias<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, out: usize, weight: Init) -> Tensor<'g> {
+    x.matmul_t(s.param("weight", &[out, x.dim(-1)], weight))
+}
+
+/// [`linear`] with a Xavier-uniform weight.
+pub fn linear_xavier<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, out: usize) -> Tensor<'g> {
+    linear(s, x, out, Init::xavier_uniform(x.dim(-1), out))
+}
+
+/// `(x - mean) / sqrt(var + eps)` over the last dim, without weights.
+pub fn normalize(x: Tensor<'_>, eps: f64) -> Tensor<'_> {
+    let last = x.rank().saturating_sub(1);
+    let centred = x - x.mean(&[last]).unsqueeze(last);
+    let var = centred.square().mean(&[last]).unsqueeze(last);
+    centred * (var + eps).rsqrt()
+}
+
+/// Layer normalisation with weight and bias `[width]`.
+pub fn layer_norm<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, eps: f64) -> Tensor<'g> {
+    let width = x.dim(-1);
+    normalize(x, eps) * s.param("weight", &[width], Init::Ones) + s.param("bias", &[width], Init::Zeros)
+}
+
+/// `x / sqrt(mean(x^2) + eps)` over the last dim, times weight `[width]`.
+pub fn rms_norm<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, eps: f64) -> Tensor<'g> {
+    let last = x.rank().saturating_sub(1);
+    let mean = x.square().mean(&[last]).unsqueeze(last);
+    x * (mean + eps).rsqrt() * s.param("weight", &[x.dim(-1)], Init::Ones)
+}
+
+/// Group normalisation of `[B, .., C]`: statistics over all middle dims and the channels of a group; weight and
+/// bias `[C]`.
+pub fn group_norm<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, groups: usize, eps: f64) -> Tensor<'g> {
+    let dims = x.dims();
+    let channels = x.dim(-1);
+    if dims.len() < 2 || groups == 0 || channels % groups != 0 {
+        s.graph().fail(format!("{groups} groups do not divide the {channels} channels of {dims:?}"));
+        return x;
+    }
+    let middle: usize = dims[1..dims.len() - 1].iter().product();
+    let grouped = x.reshape(&[dims[0], middle, groups, channels / groups]);
+    let mean = |t: Tensor<'g>| t.mean(&[1, 3]).reshape(&[dims[0], 1, groups, 1]);
+    let centred = grouped - mean(grouped);
+    let y = centred * (mean(centred.square()) + eps).rsqrt();
+    y.reshape(&dims) * s.param("weight", &[channels], Init::Ones) + s.param("bias", &[channels], Init::Zeros)
+}
+
+/// `x (1 + scale) + shift`, the adaptive layer norm's modulation: `x` is `[B, T, D]`, the others `[B, D]`.
+pub fn modulate<'g>(x: Tensor<'g>, shift: Tensor<'g>, scale: Tensor<'g>) -> Tensor<'g> {
+    x * (scale.unsqueeze(1) + 1.0) + shift.unsqueeze(1)
+}
+
+/// Softmax over the last dim. The maximum is subtracted first and carries no gradient: the result does not
+/// depend on it.
+pub fn softmax(x: Tensor<'_>) -> Tensor<'_> {
+    let last = x.rank().saturating_sub(1);
+    let e = (x - x.stop_gradient().max(&[last]).unsqueeze(last)).exp();
+    e / e.sum(&[last]).unsqueeze(last)
+}
+
+/// Pointwise nonlinearities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `max(x, 0)`.
+    Relu,
+    /// `x sigmoid(x)`.
+    Silu,
+    /// `x Phi(x)` with the error function.
+    Gelu,
+    /// GELU's usual approximation with `tanh`.
+    GeluTanh,
+}
+
+impl Activation {
+    /// Applies it.
+    pub fn apply(self, x: Tensor<'_>) -> Tensor<'_> {
+        match self {
+            Activation::Relu => x.maximum(x.full_like(0.0)),
+            Activation::Silu => x.silu(),
+            Activation::Gelu => x * 0.5 * ((x * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0),
+            Activation::GeluTanh => {
+                let inner = (x + 0.044715 * x * x * x) * (2.0 / std::f64::consts::PI).sqrt();
+                x * 0.5 * (inner.tanh() + 1.0)
+            }
+        }
+    }
+}
+
+/// Two linear layers `fc1`, `fc2` with an activation between, back to the width of `x`.
+pub fn mlp<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, hidden: usize, activation: Activation) -> Tensor<'g> {
+    let h = activation.apply(s.enter("fc1", |s| linear_xavier(s, x, hidden)));
+    s.enter("fc2", |s| linear_xavier(s, h, x.dim(-1)))
+}

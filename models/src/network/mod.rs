@@ -1,0 +1,155 @@
+//! Networks: `[model]` of a configuration, as functions of a noisy sample, a time and a label.
+
+mod dit;
+mod mlp;
+
+pub use dit::{DitConfig, DitSize};
+pub use mlp::{MlpConfig, OutputScale, TimeFeatures};
+
+use crate::params::{ParamSpec, Params, Scope};
+use crate::{Error, Result};
+use dnx_ir::{DType, Graph, Tensor, Type};
+use serde::{Deserialize, Serialize};
+
+/// What a data set gives: the dims of one sample, and how many classes its labels have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSpec {
+    /// Dims of a sample: `[2]` for points, `[H, W, C]` for pictures.
+    pub dims: Vec<usize>,
+    /// Classes; 0 when there are no labels.
+    pub classes: usize,
+}
+
+/// When the backward pass recomputes instead of keeping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remat {
+    /// Keep everything the backward pass needs.
+    #[default]
+    None,
+    /// Keep the inputs of each block and recompute the rest.
+    Block,
+}
+
+/// A network and its shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Network {
+    /// Perceptron on vectors.
+    Mlp(MlpConfig),
+    /// Diffusion transformer on pictures or latents.
+    Dit(DitConfig),
+}
+
+impl Network {
+    /// The same network with what it left open taken from the data.
+    ///
+    /// # Errors
+    /// If the two contradict each other, or the shape is not meaningful.
+    pub fn resolve(&self, data: &DataSpec) -> Result<Network> {
+        Ok(match self {
+            Network::Mlp(c) => Network::Mlp(c.resolve(data)?),
+            Network::Dit(c) => Network::Dit(c.resolve(data)?),
+        })
+    }
+
+    /// Dims of one sample, which are also those of the prediction.
+    ///
+    /// # Errors
+    /// If the shape is not complete or not meaningful: every method needs a network that [`Network::resolve`]
+    /// accepts.
+    pub fn sample_dims(&self) -> Result<Vec<usize>> {
+        match self {
+            Network::Mlp(c) => c.sample_dims(),
+            Network::Dit(c) => c.sample_dims(),
+        }
+    }
+
+    /// Classes the network can be conditioned on; 0: none. The null label of guidance is this number.
+    pub fn classes(&self) -> usize {
+        match self {
+            Network::Mlp(c) => c.classes.unwrap_or(0),
+            Network::Dit(c) => c.classes.unwrap_or(0),
+        }
+    }
+
+    /// When the backward pass recomputes.
+    pub fn set_remat(&mut self, remat: Remat) {
+        match self {
+            Network::Mlp(_) => {}
+            Network::Dit(c) => c.remat = remat,
+        }
+    }
+
+    /// The network's output for noisy samples `x` `[B, ..dims]`, what its time embedding is fed with `time` `[B]`,
+    /// the path's noise scale `sigma` `[B]` (used only by networks that divide by it), and, if it has classes,
+    /// `label` `i32[B]`. The result has the dims of `x`: of a network with learned variances the first half.
+    pub fn forward<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>) -> Tensor<'g> {
+        let dims = call.x.dims();
+        match self.sample_dims() {
+            Ok(own) if own == dims[1..] => {}
+            Ok(own) => s.graph().fail(format!("the network takes samples of dims {own:?}, not {:?}", &dims[1..])),
+            Err(error) => s.graph().fail(error.to_string()),
+        }
+        if self.classes() > 0 && call.label.is_none() {
+            s.graph().fail(format!("the network has {} classes and was given no labels", self.classes()));
+        }
+        match self {
+            Network::Mlp(c) => c.forward(s, call),
+            Network::Dit(c) => c.forward(s, call),
+        }
+    }
+
+    /// The parameters, in the order in which the network declares them.
+    pub fn specs(&self) -> Result<Vec<ParamSpec>> {
+        let g = Graph::new("forward");
+        let params = Params::new(&g);
+        let call = Inputs::declare(&g, 1, &self.sample_dims()?, self.classes() > 0);
+        let y = self.forward(&params.root(), call);
+        g.finish(&[y])?;
+        Ok(params.specs())
+    }
+}
+
+/// What a network is applied to.
+#[derive(Clone, Copy)]
+pub struct Inputs<'g> {
+    /// Noisy samples, scaled as the process says: `[B, ..dims]`.
+    pub x: Tensor<'g>,
+    /// What the time embedding is fed with: `[B]`.
+    pub time: Tensor<'g>,
+    /// The noise scale: `[B]`.
+    pub sigma: Tensor<'g>,
+    /// Labels `i32[B]`; the class count is the null label.
+    pub label: Option<Tensor<'g>>,
+}
+
+impl<'g> Inputs<'g> {
+    /// Parameters `x`, `time`, `sigma` and, if wanted, `label` of a graph, for a batch.
+    pub fn declare(g: &'g Graph, batch: usize, dims: &[usize], labels: bool) -> Inputs<'g> {
+        let x_dims: Vec<usize> = std::iter::once(batch).chain(dims.iter().copied()).collect();
+        Inputs {
+            x: g.param("x", Type::f32(x_dims)),
+            time: g.param("time", Type::f32([batch])),
+            sigma: g.param("sigma", Type::f32([batch])),
+            label: labels.then(|| g.param("label", Type::new(DType::I32, [batch]))),
+        }
+    }
+}
+
+/// A value the configuration or the data must give.
+fn wanted<T: Copy>(value: Option<T>, key: &str) -> Result<T> {
+    value.ok_or_else(|| Error::config(format!("model.{key}"), "is not set and no data gives it"))
+}
+
+/// What the configuration says, or else the data; an error if both speak and differ.
+fn agree<T: PartialEq + std::fmt::Display>(own: Option<T>, data: T, key: &str) -> Result<T> {
+    match own {
+        Some(own) if own != data => Err(Error::config(
+            format!("model.{key}"),
+            format!("is {own}, but the data has {data}; remove the key or change the data"),
+        )),
+        _ => Ok(data),
+    }
+}

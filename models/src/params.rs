@@ -1,0 +1,245 @@
+//! Declaring parameters by path while a network is built.
+//!
+//! A [`Params`] belongs to one graph and holds its parameters; a [`Scope`] is a path into it. Asking a scope for
+//! a parameter declares it the first time and gives the same tensor afterwards, so a network may be applied
+//! twice in one graph (guidance, two times) and its weights are shared. Names are the published tensor names,
+//! as `blocks.3.attn.qkv.weight`, in PyTorch's layout (`[out, in]` for linear layers).
+//!
+//! Repeated blocks are built once as a function of their own and called per block: see [`Scope::call`].
+
+use crate::{Error, Init, Result};
+use dnx_ir::{Array, Func, Graph, Tensor, Type};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A parameter of a network. Its dtype is `f32`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamSpec {
+    /// Published tensor name.
+    pub name: String,
+    /// Dims.
+    pub dims: Vec<usize>,
+    /// How it starts.
+    pub init: Init,
+    /// Whether training changes it. Fixed tables that checkpoints store (`pos_embed`) are not trainable.
+    pub trainable: bool,
+}
+
+impl ParamSpec {
+    /// The type of the tensor.
+    pub fn ty(&self) -> Type {
+        Type::f32(self.dims.clone())
+    }
+
+    /// The number of elements.
+    pub fn elems(&self) -> usize {
+        self.dims.iter().product()
+    }
+}
+
+/// The number of values in all parameters, and in the trainable ones.
+pub fn count(specs: &[ParamSpec]) -> (usize, usize) {
+    let sum = |all: bool| specs.iter().filter(|s| all || s.trainable).map(ParamSpec::elems).sum();
+    (sum(true), sum(false))
+}
+
+/// Values for `specs` in their order, looked up by name.
+///
+/// # Errors
+/// Names the first tensor that is missing or has other dims.
+pub fn by_name(specs: &[ParamSpec], mut lookup: impl FnMut(&str) -> Option<Array>) -> Result<Vec<Array>> {
+    specs
+        .iter()
+        .map(|s| {
+            let wrong = |message: String| Error::Weights { name: s.name.clone(), message };
+            let array = lookup(&s.name).ok_or_else(|| wrong("is missing".into()))?;
+            if array.dims() != s.dims {
+                return Err(wrong(format!("has dims {:?}, the network wants {:?}", array.dims(), s.dims)));
+            }
+            Ok(array)
+        })
+        .collect()
+}
+
+/// The parameters of a graph under construction.
+pub struct Params<'g> {
+    graph: &'g Graph,
+    entries: RefCell<Vec<(ParamSpec, Tensor<'g>)>>,
+    index: RefCell<HashMap<String, usize>>,
+}
+
+impl<'g> Params<'g> {
+    /// No parameters yet; they become parameters of the graph in the order in which they are first asked for.
+    pub fn new(graph: &'g Graph) -> Params<'g> {
+        Params { graph, entries: RefCell::default(), index: RefCell::default() }
+    }
+
+    /// These parameters, already declared in the graph.
+    pub fn of(graph: &'g Graph, specs: &[ParamSpec], tensors: &[Tensor<'g>]) -> Params<'g> {
+        assert_eq!(specs.len(), tensors.len(), "one tensor per parameter");
+        let params = Params::new(graph);
+        for (spec, &tensor) in specs.iter().zip(tensors) {
+            params.push(spec.clone(), tensor);
+        }
+        params
+    }
+
+    /// Declares all of `specs` as the graph's next parameters.
+    pub fn declare(graph: &'g Graph, specs: &[ParamSpec]) -> Params<'g> {
+        let tensors: Vec<_> = specs.iter().map(|s| graph.param(&s.name, s.ty())).collect();
+        Params::of(graph, specs, &tensors)
+    }
+
+    /// The path of the whole network.
+    pub fn root(&self) -> Scope<'_, 'g> {
+        Scope { params: self, path: String::new() }
+    }
+
+    /// What has been declared so far, in order.
+    pub fn specs(&self) -> Vec<ParamSpec> {
+        self.entries.borrow().iter().map(|(s, _)| s.clone()).collect()
+    }
+
+    fn push(&self, spec: ParamSpec, tensor: Tensor<'g>) {
+        let mut entries = self.entries.borrow_mut();
+        self.index.borrow_mut().insert(spec.name.clone(), entries.len());
+        entries.push((spec, tensor));
+    }
+
+    fn get(&self, spec: ParamSpec) -> Tensor<'g> {
+        let known = self.index.borrow().get(&spec.name).copied();
+        if let Some(at) = known {
+            let (old, tensor) = &self.entries.borrow()[at];
+            if old.dims != spec.dims {
+                let message = format!("{} was declared with dims {:?}, now {:?}", spec.name, old.dims, spec.dims);
+                self.graph.fail(message);
+            }
+            return *tensor;
+        }
+        let tensor = self.graph.param(&spec.name, spec.ty());
+        self.push(spec, tensor);
+        tensor
+    }
+}
+
+/// A path into the parameters of a graph.
+pub struct Scope<'a, 'g> {
+    params: &'a Params<'g>,
+    path: String,
+}
+
+/// A block built once and called many times: a function of its inputs, then its parameters.
+pub struct Block {
+    func: Arc<Func>,
+    specs: Vec<ParamSpec>,
+}
+
+impl Block {
+    /// Builds a block: `body` gets its graph's scope and inputs of these types.
+    pub fn build(
+        name: &str,
+        inputs: &[(&str, Type)],
+        body: impl for<'b> FnOnce(&Scope<'_, 'b>, &[Tensor<'b>]) -> Vec<Tensor<'b>>,
+    ) -> Result<Block> {
+        let graph = Graph::new(name);
+        let inputs: Vec<_> = inputs.iter().map(|(n, ty)| graph.param(n, ty.clone())).collect();
+        let params = Params::new(&graph);
+        let results = body(&params.root(), &inputs);
+        let func = Arc::new(graph.finish(&results)?);
+        Ok(Block { func, specs: params.specs() })
+    }
+}
+
+impl<'g> Scope<'_, 'g> {
+    /// The graph.
+    pub fn graph(&self) -> &'g Graph {
+        self.params.graph
+    }
+
+    /// The full name of `name` here.
+    pub fn name(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// A trainable parameter.
+    pub fn param(&self, name: &str, dims: &[usize], init: Init) -> Tensor<'g> {
+        self.params.get(ParamSpec { name: self.name(name), dims: dims.to_vec(), init, trainable: true })
+    }
+
+    /// A parameter that checkpoints store and training leaves alone.
+    pub fn frozen(&self, name: &str, value: Array) -> Tensor<'g> {
+        let dims = value.dims().to_vec();
+        self.params.get(ParamSpec { name: self.name(name), dims, init: Init::Table(value), trainable: false })
+    }
+
+    /// Runs `body` one segment down, in the parameters' path and in the graph's model path.
+    pub fn enter<R>(&self, segment: &str, body: impl FnOnce(&Scope<'_, 'g>) -> R) -> R {
+        let inner = Scope { params: self.params, path: self.name(segment) };
+        self.graph().scope(segment, || body(&inner))
+    }
+
+    /// Calls a block with its parameters declared under this path. With `remat` the backward pass recomputes the
+    /// block instead of keeping its intermediates.
+    pub fn call(&self, block: &Block, inputs: &[Tensor<'g>], remat: bool) -> Vec<Tensor<'g>> {
+        let mut args = inputs.to_vec();
+        args.extend(block.specs.iter().map(|s| {
+            let name = self.name(&s.name);
+            self.params.get(ParamSpec { name, ..s.clone() })
+        }));
+        match remat {
+            true => self.graph().call_remat(&block.func, &args),
+            false => self.graph().call(&block.func, &args),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_tensor() {
+        let g = Graph::new("f");
+        let params = Params::new(&g);
+        let root = params.root();
+        let a = root.enter("a", |s| s.param("weight", &[2], Init::Zeros));
+        let b = root.enter("a", |s| s.param("weight", &[2], Init::Zeros));
+        assert_eq!(a.id(), b.id());
+        assert_eq!(params.specs().len(), 1);
+        assert_eq!(params.specs()[0].name, "a.weight");
+        root.enter("a", |s| s.param("weight", &[3], Init::Zeros));
+        let error = g.finish(&[a]).unwrap_err().to_string();
+        assert!(error.contains("a.weight") && error.contains("[2]") && error.contains("[3]"), "{error}");
+    }
+
+    #[test]
+    fn blocks_share_their_function_and_not_their_parameters() {
+        let ty = Type::f32([4]);
+        let block =
+            Block::build("scale", &[("x", ty.clone())], |s, x| vec![x[0] * s.param("w", &[4], Init::Ones)]).unwrap();
+        let g = Graph::new("f");
+        let x = g.param("x", ty);
+        let params = Params::new(&g);
+        let root = params.root();
+        let y = (0..3).fold(x, |x, i| root.enter(&format!("blocks.{i}"), |s| s.call(&block, &[x], i == 1)[0]));
+        let names: Vec<_> = params.specs().into_iter().map(|s| s.name).collect();
+        assert_eq!(names, ["blocks.0.w", "blocks.1.w", "blocks.2.w"]);
+        let f = g.finish(&[y]).unwrap();
+        let remats: Vec<bool> = f
+            .nodes
+            .iter()
+            .filter_map(|n| if let dnx_ir::Op::Call { remat, .. } = &n.op { Some(*remat) } else { None })
+            .collect();
+        assert_eq!(remats, [false, true, false]);
+    }
+
+    #[test]
+    fn weights_are_checked_by_name_and_dims() {
+        let spec = ParamSpec { name: "w".into(), dims: vec![2, 3], init: Init::Zeros, trainable: true };
+        let missing = by_name(std::slice::from_ref(&spec), |_| None).unwrap_err().to_string();
+        assert_eq!(missing, "tensor w: is missing");
+        let other = by_name(&[spec], |_| Some(Array::zeros(Type::f32([3, 2])))).unwrap_err().to_string();
+        assert!(other.contains("[3, 2]") && other.contains("[2, 3]"), "{other}");
+    }
+}
