@@ -191,7 +191,7 @@ impl Forward {
         let rule = rule(&node.op);
         tangents[result.index()] = match (rule.jvp, lost) {
             (Jvp::Zero, _) => Tangent::Zero,
-            (Jvp::Refused, _) => Tangent::Refused(at),
+            (Jvp::Refused, lost) => lost.unwrap_or(Tangent::Refused(at)),
             (_, Some(lost)) => lost,
             _ if !f.ty(result).dtype.is_float() => Tangent::Zero,
             _ => {
