@@ -6,6 +6,7 @@ pub mod kernel;
 pub mod options;
 pub mod passes;
 pub mod stages;
+pub mod wgsl;
 
 pub use error::{CompileError, InStage, Result};
 pub use options::{GpuLimits, Options, Target};

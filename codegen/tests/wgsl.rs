@@ -1,0 +1,100 @@
+//! The WGSL writers: everything they print passes naga, and a few shaders of each kind are kept as snapshots.
+
+mod kernels;
+
+use dnx_codegen::GpuLimits;
+use dnx_codegen::wgsl::{check, shaders, widen_access};
+use dnx_ir::DType;
+
+fn limits(f16: bool) -> GpuLimits {
+    GpuLimits { f16, ..GpuLimits::default() }
+}
+
+#[test]
+fn every_kind_passes_naga() {
+    for f16 in [false, true] {
+        for (name, kernel) in kernels::gallery() {
+            let stages = shaders(&kernel, &limits(f16)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(!stages.is_empty(), "{name} has no shader");
+            for stage in &stages {
+                assert!(!stage.bindings.is_empty(), "{name} binds nothing");
+                assert!(stage.grid.iter().all(|&n| n <= 65_535), "{name} has grid {:?}", stage.grid);
+            }
+        }
+    }
+}
+
+#[test]
+fn odd_sizes_pass_naga() {
+    for n in [1, 2, 3, 63, 64, 65, 257] {
+        for kernel in [
+            kernels::loop_silu(n),
+            kernels::row_softmax(n, n, DType::F32),
+            kernels::row_softmax(n, 1, DType::BF16),
+            kernels::column_sum(n, 3, 0),
+            kernels::column_sum(3, n, 2),
+            kernels::contract_matmul(1, n, 1, 3, DType::F32, false),
+            kernels::contract_matmul(1, 1, n, n, DType::F32, true),
+        ] {
+            shaders(&kernel, &limits(false)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn naga_refuses_bad_text() {
+    let e = check("// broken\n@compute @workgroup_size(1) fn main() { let x: f32 = 1u; }").unwrap_err();
+    assert!(e.to_string().contains("broken"), "{e}");
+}
+
+#[test]
+fn f64_is_refused_in_words() {
+    let e = shaders(&kernels::loop_transpose(3, 4, DType::F64), &limits(true)).unwrap_err();
+    assert!(e.to_string().contains("f64"), "{e}");
+}
+
+#[test]
+fn a_tile_beyond_the_limits_is_refused() {
+    let mut kernel = kernels::contract_matmul(1, 64, 64, 64, DType::F32, false);
+    kernel.tile.block = [256, 256, 16];
+    let e = shaders(&kernel, &limits(false)).unwrap_err();
+    assert!(e.to_string().contains("workgroup memory"), "{e}");
+}
+
+#[test]
+fn widening_changes_one_binding() {
+    let text = &shaders(&kernels::loop_silu(5), &limits(false)).unwrap()[0].wgsl;
+    let wide = widen_access(text, 1);
+    assert!(wide.contains("@binding(1) var<storage, read_write> a1"));
+    assert!(wide.contains("@binding(0) var<storage, read> a0"));
+    check(&wide).unwrap();
+}
+
+#[test]
+fn snapshots() {
+    let kept = [
+        "loop_silu",
+        "loop_views",
+        "loop_random",
+        "loop_in_place_bf16",
+        "row_softmax_short",
+        "row_norm",
+        "column_sum_split",
+        "contract_conv",
+        "contract_split",
+        "index_scatter",
+        "multi_momentum",
+    ];
+    for (name, kernel) in kernels::gallery() {
+        if kept.contains(&name.as_str()) {
+            let stages = shaders(&kernel, &limits(false)).unwrap();
+            let text: Vec<String> = stages
+                .iter()
+                .map(|s| {
+                    format!("// grid {:?}, bindings {:?}, scratch {}\n{}", s.grid, s.bindings, s.scratch_bytes, s.wgsl)
+                })
+                .collect();
+            insta::assert_snapshot!(name, text.join("\n// ---- next stage ----\n"));
+        }
+    }
+}
