@@ -2,12 +2,12 @@
 
 use crate::exec::{BufRef, Executable, KernelEntry, Port, Requires, Step, VERSION};
 use crate::fuse::{Fusion, Group, compute_nodes, fuse};
-use crate::kernel::{Access, Inst, Kernel};
+use crate::kernel::{Access, Inst, Kernel, Kind, Tile};
 use crate::memory::{Full, Slabs};
 use crate::options::{Options, Target};
 use crate::passes::prepare_with;
 use crate::schedule::{Place, Schedule, as_multi, inputs, schedule};
-use crate::{CompileError, Dump, InStage, Result, Stage};
+use crate::{CompileError, Dump, InStage, Result, Stage, wgsl};
 use dnx_ir::{Builder, Func, Op, Type, ValueId};
 use std::collections::HashMap;
 
@@ -330,12 +330,18 @@ impl<'a> Planner<'a> {
         if let Some(&k) = self.by_kernel.get(kernel) {
             return Ok(k);
         }
+        let mut tiled = kernel.clone();
         let shaders = match &self.options.target {
             Target::Cpu => vec![],
-            Target::Gpu(_) => vec![],
+            Target::Gpu(limits) => {
+                if kernel.kind == Kind::Contract && kernel.tile == Tile::default() {
+                    tiled.tile = wgsl::choose_tile(kernel, limits);
+                }
+                wgsl::shaders(&tiled, limits)?
+            }
         };
         let k = self.kernels.len() as u32;
-        self.kernels.push(KernelEntry { hash: hash(kernel), name: loc.to_string(), kernel: kernel.clone(), shaders });
+        self.kernels.push(KernelEntry { hash: hash(&tiled), name: loc.to_string(), kernel: tiled, shaders });
         self.by_kernel.insert(kernel.clone(), k);
         Ok(k)
     }
