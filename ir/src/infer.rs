@@ -2,6 +2,7 @@
 //!
 //! Each rule first decides dtype and dims; shardings then follow from the op's factors.
 
+use crate::sharding;
 use crate::{BinaryOp, ConvDims, DType, DotDims, Error, Mesh, Op, Result, Sharding, Type, UnaryOp, bail};
 
 /// The result types of `op` on operands of these types.
@@ -9,7 +10,11 @@ use crate::{BinaryOp, ConvDims, DType, DotDims, Error, Mesh, Op, Result, Shardin
 /// # Errors
 /// Says which operand or attribute is wrong and what was expected.
 pub fn infer(op: &Op, operands: &[&Type], mesh: &Mesh) -> Result<Vec<Type>> {
-    shapes(op, operands, mesh)
+    let types = shapes(op, operands, mesh)?;
+    if operands.iter().all(|t| t.sharding.is_replicated()) {
+        return Ok(types);
+    }
+    sharding::apply(op, operands, types, mesh)
 }
 
 fn shapes(op: &Op, operands: &[&Type], mesh: &Mesh) -> Result<Vec<Type>> {
@@ -466,6 +471,9 @@ fn taken(dims: &[usize], dim: usize, indices: &[usize]) -> Vec<usize> {
 pub fn check_sharding(s: &Sharding, dims: &[usize], mesh: &Mesh) -> Result<()> {
     if !s.dims.is_empty() && s.dims.len() != dims.len() {
         bail!("the sharding has {} dims, the value {}", s.dims.len(), dims.len());
+    }
+    if *s != Sharding::new(s.dims.clone(), s.unreduced.clone()) {
+        bail!("the sharding is not in normal form; make it with Sharding::new");
     }
     let mut seen: Vec<&str> = Vec::new();
     for axis in s.dims.iter().flatten().chain(&s.unreduced) {

@@ -9,7 +9,7 @@
 //! * [`op`]: the closed op set, its attributes, and what each op means.
 //! * [`func`]: functions, nodes, typed indices.
 //! * [`builder`]: emitting nodes; [`tensor`]: the same with operators and broadcasting.
-//! * [`infer`]: output types, one function per op.
+//! * [`infer`]: output types, one function per op; [`sharding`]: how shardings go through ops.
 //! * [`text`]: printing and parsing; [`verify`]: the invariants every function keeps.
 //! * [`interp`]: the reference interpreter, which *defines* what the ops mean.
 //! * [`threefry`], [`random`]: random numbers, on the host and as graphs.
@@ -23,6 +23,7 @@ pub mod interp;
 pub mod literal;
 pub mod op;
 pub mod random;
+pub mod sharding;
 pub mod tensor;
 pub mod text;
 pub mod threefry;
