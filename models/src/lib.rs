@@ -19,6 +19,7 @@ pub mod layers;
 pub mod network;
 pub mod params;
 pub mod patch;
+pub mod process;
 pub mod streams;
 
 pub use error::{Error, Result};

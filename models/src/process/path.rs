@@ -1,0 +1,293 @@
+//! Paths from data to noise: `x_t = alpha(t) x0 + sigma(t) n`, `n ~ N(0, I)`.
+
+use super::real::Real;
+use super::time::{Time, TimeDomain, Times};
+use crate::{Error, Result};
+use dnx_ir::Tensor;
+use serde::{Deserialize, Serialize};
+use std::f64::consts::FRAC_PI_2;
+
+/// Which mixture of data and noise a time stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Path {
+    /// `alpha = 1 - t`, `sigma = t`.
+    Linear,
+    /// `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`.
+    Cosine,
+    /// Variance preserving with `beta(t) = beta_min + t (beta_max - beta_min)`:
+    /// `ln alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, `sigma^2 = 1 - alpha^2`.
+    Vp {
+        /// At `t = 0`.
+        beta_min: f64,
+        /// At `t = 1`.
+        beta_max: f64,
+    },
+    /// `alpha = 1`, `sigma = t`: variance exploding, in EDM's parametrisation.
+    Ve,
+    /// A chain of steps with `alpha = sqrt(alpha_bar)`, `sigma = sqrt(1 - alpha_bar)`.
+    Discrete(Chain),
+}
+
+/// The `alpha_bar` of each step of a discrete chain, with its two square roots.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chain {
+    alpha: Vec<f64>,
+    sigma: Vec<f64>,
+}
+
+/// Named schedules of `beta`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Betas {
+    /// 1e-4 to 0.02 in equal steps, times `1000 / steps`.
+    Linear,
+    /// `alpha_bar(u) = cos^2((u + 0.008) / 1.008 pi / 2)`, `beta` at most 0.999.
+    Cosine,
+    /// 0.00085 to 0.012 in equal steps of the square root.
+    ScaledLinear,
+}
+
+impl Betas {
+    /// `beta` of each step.
+    pub fn betas(self, steps: usize) -> Vec<f64> {
+        let n = steps as f64;
+        let at = |i: usize| i as f64 / (n - 1.0).max(1.0);
+        let lerp = |a: f64, b: f64, i: usize| a + (b - a) * at(i);
+        match self {
+            Betas::Linear => (0..steps).map(|i| lerp(1e-4, 0.02, i) * 1000.0 / n).collect(),
+            Betas::Cosine => {
+                let bar = |u: f64| ((u + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
+                (0..steps).map(|i| (1.0 - bar((i + 1) as f64 / n) / bar(i as f64 / n)).min(0.999)).collect()
+            }
+            Betas::ScaledLinear => (0..steps).map(|i| lerp(0.00085f64.sqrt(), 0.012f64.sqrt(), i).powi(2)).collect(),
+        }
+    }
+}
+
+impl Chain {
+    /// The chain of these `beta`, each in `(0, 1)`.
+    ///
+    /// # Errors
+    /// Names the first that is not.
+    pub fn new(betas: &[f64]) -> Result<Chain> {
+        if betas.is_empty() {
+            return Err(Error::config("process.steps", "is 0; a chain has at least one step"));
+        }
+        let mut chain = Chain { alpha: vec![], sigma: vec![] };
+        // ln alpha_bar: the first steps' 1 - alpha_bar is small and must not be a difference of large numbers.
+        let mut log = 0.0;
+        for (i, &beta) in betas.iter().enumerate() {
+            if !(0.0 < beta && beta < 1.0) {
+                return Err(Error::config("process.steps", format!("beta of step {i} is {beta}, not in (0, 1)")));
+            }
+            log += (-beta).ln_1p();
+            chain.alpha.push((0.5 * log).exp());
+            chain.sigma.push((-log.exp_m1()).sqrt());
+        }
+        Ok(chain)
+    }
+
+    /// The number of steps.
+    pub fn steps(&self) -> usize {
+        self.alpha.len()
+    }
+
+    /// `alpha_bar` of a step.
+    pub fn alpha_bar(&self, step: usize) -> f64 {
+        self.alpha[step].powi(2)
+    }
+}
+
+/// A point on a path.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Level<R> {
+    /// Time, in the path's unit.
+    pub time: R,
+    /// Share of data.
+    pub alpha: R,
+    /// Share of noise.
+    pub sigma: R,
+    /// Derivatives of `alpha` and `sigma` by time; discrete paths have none.
+    pub rates: Option<(R, R)>,
+}
+
+impl Path {
+    /// The name in configurations.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Path::Linear => "linear",
+            Path::Cosine => "cosine",
+            Path::Vp { .. } => "vp",
+            Path::Ve => "ve",
+            Path::Discrete(_) => "discrete",
+        }
+    }
+
+    /// What its time counts.
+    pub fn domain(&self) -> TimeDomain {
+        match self {
+            Path::Linear | Path::Cosine | Path::Vp { .. } => TimeDomain::Unit,
+            Path::Ve => TimeDomain::Sigma,
+            Path::Discrete(chain) => TimeDomain::Step { count: chain.steps() },
+        }
+    }
+
+    /// The formulas, once for host and graph.
+    fn at<R: Real>(&self, t: R) -> Level<R> {
+        let (alpha, sigma, rates) = match self {
+            Path::Linear => (-t + 1.0, t, Some((t.constant(-1.0), t.constant(1.0)))),
+            Path::Cosine => {
+                let (c, s) = ((t * FRAC_PI_2).cos(), (t * FRAC_PI_2).sin());
+                (c, s, Some((-s * FRAC_PI_2, c * FRAC_PI_2)))
+            }
+            Path::Vp { beta_min, beta_max } => {
+                let slope = beta_max - beta_min;
+                let integral = t * t * (0.5 * slope) + t * *beta_min;
+                let beta = t * slope + *beta_min;
+                let (alpha, sigma) = ((integral * -0.5).exp(), integral.one_minus_exp_neg().sqrt());
+                (alpha, sigma, Some((beta * alpha * -0.5, beta * alpha * alpha / sigma * 0.5)))
+            }
+            Path::Ve => (t.constant(1.0), t, Some((t.constant(0.0), t.constant(1.0)))),
+            Path::Discrete(chain) => (t.lookup(&chain.alpha), t.lookup(&chain.sigma), None),
+        };
+        Level { time: t, alpha, sigma, rates }
+    }
+
+    /// The level at a time.
+    ///
+    /// # Errors
+    /// If the time is of another domain.
+    pub fn level(&self, time: Time) -> Result<Level<f64>> {
+        if time.domain() != self.domain() {
+            let (name, own) = (self.name(), self.domain());
+            return Err(Error::Domain(format!("path {name} takes {own}, not {}", time.domain())));
+        }
+        Ok(self.at(time.value()))
+    }
+
+    /// The levels of a batch; building fails if the times are of another domain.
+    pub fn levels<'g>(&self, times: Times<'g>) -> Level<Tensor<'g>> {
+        if times.domain != self.domain() {
+            let message = format!("path {} takes {}, not {}", self.name(), self.domain(), times.domain);
+            times.values.graph().fail(message);
+        }
+        self.at(times.values)
+    }
+
+    /// The end of the path: data without noise.
+    pub fn clean(&self) -> Level<f64> {
+        let rates = match self {
+            Path::Discrete(_) => None,
+            path => path.at(0.0).rates,
+        };
+        Level { time: 0.0, alpha: 1.0, sigma: 0.0, rates }
+    }
+
+    /// The time at which `sigma / alpha` is `ratio`; of a chain the step that comes nearest.
+    ///
+    /// # Errors
+    /// If the path does not reach that ratio.
+    pub fn time_of_ratio(&self, ratio: f64) -> Result<Time> {
+        let value = match self {
+            Path::Linear => ratio / (1.0 + ratio),
+            Path::Cosine => ratio.atan() / FRAC_PI_2,
+            Path::Vp { beta_min, beta_max } => {
+                // ln(1 + ratio^2) = t^2 slope / 2 + t beta_min, in the form that also holds for slope 0.
+                let (slope, c) = (beta_max - beta_min, (ratio * ratio).ln_1p());
+                2.0 * c / (beta_min + (beta_min * beta_min + 2.0 * slope * c).sqrt())
+            }
+            Path::Ve => ratio,
+            Path::Discrete(chain) => {
+                let distance = |i: &usize| (chain.sigma[*i] / chain.alpha[*i] / ratio).ln().abs();
+                let nearest = (0..chain.steps()).min_by(|a, b| distance(a).total_cmp(&distance(b)));
+                nearest.expect("chains have steps") as f64
+            }
+        };
+        Time::new(self.domain(), value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq as close;
+
+    fn sampled() -> Vec<Path> {
+        vec![Path::Linear, Path::Cosine, Path::Vp { beta_min: 0.1, beta_max: 20.0 }, Path::Ve]
+    }
+
+    #[test]
+    fn golden_chains() {
+        let chain = |b: Betas| Chain::new(&b.betas(1000)).unwrap();
+        let linear = chain(Betas::Linear);
+        for (i, want) in [(0, 0.9999), (499, 0.0785872429), (999, 4.03582977e-5)] {
+            close!(linear.alpha_bar(i), want, max_relative = 1e-8);
+        }
+        let scaled = chain(Betas::ScaledLinear);
+        for (i, want) in [(0, 0.99915), (499, 0.27766965), (999, 0.0046600985)] {
+            close!(scaled.alpha_bar(i), want, max_relative = 1e-7);
+        }
+        close!(scaled.sigma[999] / scaled.alpha[999], 14.6146412, max_relative = 1e-8);
+        let betas = Betas::Cosine.betas(1000);
+        for (i, want) in [(0, 4.12842248e-5), (499, 0.00314588623), (999, 0.999)] {
+            close!(betas[i], want, max_relative = 1e-8);
+        }
+        let cosine = chain(Betas::Cosine);
+        close!(cosine.alpha_bar(499), 0.493843590, max_relative = 1e-8);
+        close!(cosine.alpha_bar(999), 2.4288e-9, max_relative = 1e-4);
+    }
+
+    #[test]
+    fn golden_vp() {
+        let vp = Path::Vp { beta_min: 0.1, beta_max: 20.0 };
+        for (t, want) in [(1e-5, 0.00100049763), (1e-3, 0.0104859928), (0.5, 3.41291831), (1.0, 152.166970)] {
+            let level = vp.level(Time::unit(t).unwrap()).unwrap();
+            close!(level.sigma / level.alpha, want, max_relative = 1e-8);
+        }
+        // The transport convention runs backwards: its alpha at data time 0 is ours at t = 1.
+        for (t, want) in [(1.0, 0.00657158649), (0.5, 0.281182881), (0.0, 1.0)] {
+            close!(vp.level(Time::unit(t).unwrap()).unwrap().alpha, want, max_relative = 1e-8);
+        }
+    }
+
+    #[test]
+    fn rates_are_derivatives() {
+        for path in sampled() {
+            for t in [0.1, 0.37, 0.8] {
+                let at = |t: f64| path.at(t);
+                let h = 1e-5;
+                let (a, s) = at(t).rates.unwrap();
+                close!(a, (at(t + h).alpha - at(t - h).alpha) / (2.0 * h), max_relative = 1e-6, epsilon = 1e-9);
+                close!(s, (at(t + h).sigma - at(t - h).sigma) / (2.0 * h), max_relative = 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn ratios_invert() {
+        for path in sampled().into_iter().chain([Path::Vp { beta_min: 2.0, beta_max: 2.0 }]) {
+            for t in [0.05, 0.5, 0.95] {
+                let level = path.at(t);
+                close!(path.time_of_ratio(level.sigma / level.alpha).unwrap().value(), t, max_relative = 1e-9);
+            }
+        }
+        let chain = Path::Discrete(Chain::new(&Betas::Linear.betas(100)).unwrap());
+        let level = chain.at(42.0);
+        assert_eq!(chain.time_of_ratio(level.sigma / level.alpha).unwrap().value(), 42.0);
+        assert!(Path::Linear.time_of_ratio(-2.0).is_err());
+    }
+
+    #[test]
+    fn times_of_another_unit_are_refused() {
+        let e = Path::Linear.level(Time::sigma(0.3).unwrap()).unwrap_err().to_string();
+        assert_eq!(e, "path linear takes t in [0, 1], not sigma");
+        assert!(Time::unit(1.5).is_err() && Time::sigma(-1.0).is_err() && Time::step(1000, 1000).is_err());
+        assert!(Time::unit(f64::NAN).is_err());
+    }
+
+    #[test]
+    fn bad_chains_are_refused() {
+        assert!(Chain::new(&[]).is_err());
+        assert!(Chain::new(&[0.1, 1.0]).unwrap_err().to_string().contains("step 1"));
+    }
+}
