@@ -6,6 +6,7 @@
 //! * [`error`]: what can go wrong and which exit status it has; [`files`]: writing so that nothing is half there.
 
 pub mod checkpoint;
+pub mod config;
 pub mod data;
 pub mod error;
 pub mod files;
