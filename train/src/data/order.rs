@@ -2,7 +2,8 @@
 //! `permutation_e(p % N)` of epoch `e = p / N`. The permutation is a keyed bijection computed on the spot, so a
 //! batch is a function of (seed, step) alone, whatever the number of workers and wherever a run was resumed.
 
-use super::random::{Random, Stream, threefry2x32};
+use super::random::{Random, Stream};
+use dnx_ir::threefry::threefry2x32;
 
 /// The order of `len` samples under a seed, over all epochs.
 #[derive(Clone, Debug)]

@@ -1,24 +1,26 @@
-//! Random numbers for data as functions of (seed, stream, counter): threefry2x32, the generator of
-//! `random_bits`, so that data is the same on every machine and needs no saved state.
+//! Random numbers for data as functions of (seed, stream, counter): threefry, the generator of `random_bits`,
+//! so that data is the same on every machine and needs no saved state.
+
+use dnx_ir::threefry::{Key, fold_in, key, threefry2x32};
 
 /// What a sequence of numbers is for. Two uses never share a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Stream {
     /// The points of a built-in set.
-    Points = 0x6461_0001,
+    Points = 0,
     /// The pictures of `shapes`.
-    Shapes = 0x6461_0002,
+    Shapes = 1,
     /// The order of samples in an epoch.
-    Order = 0x6461_0003,
+    Order = 2,
     /// Which samples of a batch are mirrored.
-    Flip = 0x6461_0004,
+    Flip = 3,
 }
 
 /// An endless sequence of random words under one (seed, stream, item).
 #[derive(Clone, Debug)]
 pub struct Random {
-    key: [u32; 2],
+    key: Key,
     counter: u64,
     spare: Option<u32>,
 }
@@ -26,8 +28,8 @@ pub struct Random {
 impl Random {
     /// The sequence of this seed, stream and item (an index, an epoch).
     pub fn new(seed: u64, stream: Stream, item: u64) -> Random {
-        let seeded = threefry2x32([seed as u32, (seed >> 32) as u32], [stream as u32, 0]);
-        let key = threefry2x32(seeded, [item as u32, (item >> 32) as u32]);
+        let stream = fold_in(fold_in(key(seed), dnx_models::streams::DATA), stream as u32);
+        let key = threefry2x32(stream, [(item >> 32) as u32, item as u32]);
         Random { key, counter: 0, spare: None }
     }
 
@@ -36,7 +38,7 @@ impl Random {
         if let Some(word) = self.spare.take() {
             return word;
         }
-        let [a, b] = threefry2x32(self.key, [self.counter as u32, (self.counter >> 32) as u32]);
+        let [a, b] = threefry2x32(self.key, [(self.counter >> 32) as u32, self.counter as u32]);
         self.counter += 1;
         self.spare = Some(b);
         a
@@ -59,33 +61,9 @@ impl Random {
     }
 }
 
-/// One word pair of threefry2x32 with 20 rounds.
-pub fn threefry2x32(key: [u32; 2], counter: [u32; 2]) -> [u32; 2] {
-    const ROTATIONS: [[u32; 4]; 2] = [[13, 15, 26, 6], [17, 29, 16, 24]];
-    let keys = [key[0], key[1], key[0] ^ key[1] ^ 0x1bd1_1bda];
-    let (mut a, mut b) = (counter[0].wrapping_add(keys[0]), counter[1].wrapping_add(keys[1]));
-    for group in 0..5usize {
-        for rotation in ROTATIONS[group % 2] {
-            a = a.wrapping_add(b);
-            b = b.rotate_left(rotation) ^ a;
-        }
-        a = a.wrapping_add(keys[(group + 1) % 3]);
-        b = b.wrapping_add(keys[(group + 2) % 3]).wrapping_add(group as u32 + 1);
-    }
-    [a, b]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn threefry_known_answers() {
-        // The known-answer vectors of the generator's authors (threefry2x32, 20 rounds).
-        assert_eq!(threefry2x32([0, 0], [0, 0]), [0x6b20_0159, 0x99ba_4efe]);
-        assert_eq!(threefry2x32([u32::MAX; 2], [u32::MAX; 2]), [0x1cb9_96fc, 0xbb00_2be7]);
-        assert_eq!(threefry2x32([0x1319_8a2e, 0x0370_7344], [0x243f_6a88, 0x85a3_08d3]), [0xc492_3a9c, 0x483d_f7a0]);
-    }
 
     #[test]
     fn normal_moments() {
