@@ -23,6 +23,8 @@
 //!   error that names it.
 //! * `dot_general` and `conv` with a result wider than their operands round the incoming cotangent to the
 //!   operands' dtype: the backward contraction runs at the precision of the forward one.
+//! * In a global program a gradient is laid out as its parameter is, and reduced. On the way cotangents stay split
+//!   or summed in part where the next op can take them so: what has to be added over devices is added once.
 //! * In a per-device program the function that is differentiated is the one from the operands of all devices
 //!   to the results of all devices. So `all_reduce` (sum) is its own transpose, `all_gather` and
 //!   `reduce_scatter` are each other's, and the gradient of a scalar is that of its *sum over devices*: a loss

@@ -8,7 +8,8 @@ use crate::forward::{Forward, Mode, active_params};
 use crate::linear::{inline_mixed, linear_values};
 use crate::prune::{is_param, prune};
 use crate::rules::{At, Linear, rule};
-use dnx_ir::{Builder, Func, Node, Op, Result, Type, ValueId, bail};
+use dnx_ir::sharding::cotangent_type;
+use dnx_ir::{Builder, Func, Node, Op, Result, Sharding, Type, ValueId, bail};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -56,7 +57,7 @@ fn gradients(f: &Func, wrt: &[usize], prefix: &str, values: bool) -> Result<Func
         results.clear();
     }
     if d.out[0] {
-        let one = reverse.b.full(ty, 1.0)?;
+        let one = reverse.b.full(&cotangent_type(ty), 1.0)?;
         reverse.add(j.results[f.results.len()], one)?;
     }
     reverse.walk(&mut Callees::default())?;
@@ -91,7 +92,7 @@ pub fn transpose(linear: &Func, linear_params: &[usize]) -> Result<Func> {
     }
     let mut seeds = Vec::new();
     for (i, &r) in f.results.iter().enumerate().filter(|(_, r)| f.ty(**r).dtype.is_float()) {
-        seeds.push((r, reverse.b.param(&format!("cotangent{i}"), f.ty(r).clone())));
+        seeds.push((r, reverse.b.param(&format!("cotangent{i}"), cotangent_type(f.ty(r)))));
     }
     for (r, ct) in seeds {
         if reverse.linear[r.index()] {
@@ -141,7 +142,7 @@ impl Callees {
         }
         let seeds: Vec<ValueId> = f.results.iter().zip(present).filter(|(_, p)| **p).map(|(r, _)| *r).collect();
         for (i, &r) in seeds.iter().enumerate() {
-            values.push(b.param(&format!("cotangent{i}"), f.ty(r).clone()));
+            values.push(b.param(&format!("cotangent{i}"), cotangent_type(f.ty(r))));
         }
         // Behind the barrier nothing is merged with the forward pass, and nothing starts before the cotangents.
         let fenced = b.emit_multi(Op::OptimizationBarrier, &values)?;
@@ -201,20 +202,50 @@ impl<'a> Reverse<'a> {
         Ok(self.map[v.index()].expect("copied"))
     }
 
-    /// Adds to the cotangent of a linear value.
+    /// Adds to the cotangent of a linear value. Sums still to be taken over devices are added as they are, so that
+    /// they are taken once.
     fn add(&mut self, v: ValueId, ct: ValueId) -> Result<()> {
-        let slot = self.cotangents[v.index()];
-        self.cotangents[v.index()] = Some(match slot {
+        let sum = match self.cotangents[v.index()] {
             None => ct,
-            Some(sum) => self.b.add(sum, ct)?,
-        });
+            Some(sum) => {
+                let (s, t) = (&self.b.ty(sum).sharding, &self.b.ty(ct).sharding);
+                let agree = s.unreduced == t.unreduced && (refines(s, t) || refines(t, s));
+                let (sum, ct) = if agree { (sum, ct) } else { (self.placed(v, sum)?, self.placed(v, ct)?) };
+                self.b.add(sum, ct)?
+            }
+        };
+        self.cotangents[v.index()] = Some(sum);
         Ok(())
     }
 
+    /// `ct` laid out as the cotangent of `v`.
+    fn placed(&mut self, v: ValueId, ct: ValueId) -> Result<ValueId> {
+        let sharding = cotangent_type(self.f.ty(v)).sharding;
+        if self.b.ty(ct).sharding == sharding { Ok(ct) } else { self.b.emit(Op::Reshard { sharding }, &[ct]) }
+    }
+
+    /// The finished cotangent of a linear value, if it has one.
+    fn cotangent(&mut self, v: ValueId) -> Result<Option<ValueId>> {
+        let Some(sum) = self.cotangents[v.index()] else { return Ok(None) };
+        let placed = self.placed(v, sum)?;
+        self.cotangents[v.index()] = Some(placed);
+        Ok(Some(placed))
+    }
+
+    /// The cotangent of the result of `op`. Elementwise ops and views of single dims take it split further than
+    /// its primal: a bias repeated over samples gets its sum from where the samples are.
+    fn arriving(&mut self, op: &Op, v: ValueId) -> Result<Option<ValueId>> {
+        let Some(ct) = self.cotangents[v.index()] else { return Ok(None) };
+        let own = &self.b.ty(ct).sharding;
+        let finer = own.unreduced.is_empty() && refines(own, &cotangent_type(self.f.ty(v)).sharding);
+        let takes = op.is_elementwise() || matches!(op, Op::Broadcast { .. } | Op::Transpose { .. });
+        if finer && takes { Ok(Some(ct)) } else { self.cotangent(v) }
+    }
+
     fn cotangent_or_zero(&mut self, v: ValueId) -> Result<ValueId> {
-        match self.cotangents[v.index()] {
+        match self.cotangent(v)? {
             Some(ct) => Ok(ct),
-            None => self.b.full(self.f.ty(v), 0.0),
+            None => self.b.full(&cotangent_type(self.f.ty(v)), 0.0),
         }
     }
 
@@ -252,9 +283,9 @@ impl<'a> Reverse<'a> {
             x.push(if l { ValueId(u32::MAX) } else { self.read(v)? });
         }
         let ty: Vec<Type> = node.operands.iter().map(|&v| self.f.ty(v).clone()).collect();
-        let ct = self.cotangents[node.results[0].index()].expect("asked only with a cotangent");
+        self.b.set_loc(node.loc.clone());
+        let Some(ct) = self.arriving(op, node.results[0])? else { return Ok(()) };
         for i in (0..linear.len()).filter(|&i| linear[i]) {
-            self.b.set_loc(node.loc.clone());
             let mut at = At { b: &mut self.b, op, x: &x, ty: &ty, y: ValueId(u32::MAX) };
             let term = rule(&mut at, i, ct)?;
             self.add(node.operands[i], term)?;
@@ -263,16 +294,15 @@ impl<'a> Reverse<'a> {
     }
 
     fn barrier(&mut self, node: &Node) -> Result<()> {
-        let present: Vec<(ValueId, ValueId)> = node
-            .operands
-            .iter()
-            .zip(&node.results)
-            .filter_map(|(&v, r)| self.cotangents[r.index()].map(|ct| (v, ct)))
-            .collect();
         self.b.set_loc(node.loc.clone());
-        let cts: Vec<ValueId> = present.iter().map(|&(_, ct)| ct).collect();
-        let fenced = self.b.emit_multi(Op::OptimizationBarrier, &cts)?;
-        for ((v, _), ct) in present.into_iter().zip(fenced) {
+        let (mut operands, mut cts) = (Vec::new(), Vec::new());
+        for (&v, &r) in node.operands.iter().zip(&node.results) {
+            if let Some(ct) = self.cotangent(r)? {
+                operands.push(v);
+                cts.push(ct);
+            }
+        }
+        for (v, ct) in operands.into_iter().zip(self.b.emit_multi(Op::OptimizationBarrier, &cts)?) {
             self.add(v, ct)?;
         }
         Ok(())
@@ -285,12 +315,19 @@ impl<'a> Reverse<'a> {
         for &i in &made.reads {
             args.push(self.read(node.operands[i])?);
         }
-        args.extend(node.results.iter().filter_map(|r| self.cotangents[r.index()]));
         self.b.set_loc(node.loc.clone());
+        for &r in &node.results {
+            args.extend(self.cotangent(r)?);
+        }
         let cts = self.b.emit_multi(Op::Call { func: made.func, remat: true }, &args)?;
         for (&i, ct) in made.gives.iter().zip(cts) {
             self.add(node.operands[i], ct)?;
         }
         Ok(())
     }
+}
+
+/// Whether `a` splits every dim as `b` does or further.
+fn refines(a: &Sharding, b: &Sharding) -> bool {
+    (0..a.dims.len().max(b.dims.len())).all(|d| a.dim(d).starts_with(b.dim(d)))
 }

@@ -77,10 +77,14 @@ fn conv_input(a: &mut At, c: &ConvDims, ct: ValueId) -> Result<ValueId> {
 
     let ct = a.b.convert(ct, a.ty[0].dtype)?;
     let order: Vec<usize> = (0..spatial).collect();
-    let split = a.b.reshape(a.x[1], &[taps, &[inner, g, features / g]].concat())?;
-    let swapped = a.b.transpose(split, &[&order[..], &[spatial + 2, spatial + 1, spatial]].concat())?;
-    let joined = a.b.reshape(swapped, &[taps, &[features / g, g * inner]].concat())?;
-    let flipped = a.b.emit(Op::Reverse { dims: order }, &[joined])?;
+    let swapped = if g == 1 {
+        a.b.transpose(a.x[1], &[&order[..], &[spatial + 1, spatial]].concat())?
+    } else {
+        let split = a.b.reshape(a.x[1], &[taps, &[inner, g, features / g]].concat())?;
+        let swapped = a.b.transpose(split, &[&order[..], &[spatial + 2, spatial + 1, spatial]].concat())?;
+        a.b.reshape(swapped, &[taps, &[features / g, g * inner]].concat())?
+    };
+    let flipped = a.b.emit(Op::Reverse { dims: order }, &[swapped])?;
 
     let padding = (0..spatial)
         .map(|d| {
@@ -112,9 +116,13 @@ fn conv_kernel(a: &mut At, c: &ConvDims, ct: ValueId) -> Result<ValueId> {
 
     let ct = a.b.convert(ct, a.ty[1].dtype)?;
     let order: Vec<usize> = (1..=spatial).collect();
-    let split = a.b.reshape(a.x[0], &[&input[..=spatial], &[g, inner]].concat())?;
-    let swapped = a.b.transpose(split, &[&[spatial + 2], &order[..], &[spatial + 1, 0]].concat())?;
-    let lhs = a.b.reshape(swapped, &[&[inner], size, &[g * samples]].concat())?;
+    let lhs = if g == 1 {
+        a.b.transpose(a.x[0], &[&[spatial + 1], &order[..], &[0]].concat())?
+    } else {
+        let split = a.b.reshape(a.x[0], &[&input[..=spatial], &[g, inner]].concat())?;
+        let swapped = a.b.transpose(split, &[&[spatial + 2], &order[..], &[spatial + 1, 0]].concat())?;
+        a.b.reshape(swapped, &[&[inner], size, &[g * samples]].concat())?
+    };
     let rhs = a.b.transpose(ct, &[&order[..], &[0, spatial + 1]].concat())?;
 
     let padding = (0..spatial)

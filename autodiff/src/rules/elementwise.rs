@@ -24,7 +24,7 @@ pub(super) fn unary(op: UnaryOp) -> Rule<'static> {
         }),
         // d (1 - y²)
         UnaryOp::Tanh => Rule::terms(|a, _, d| {
-            let (one, square) = (a.b.full_like(a.y, 1.0)?, a.b.mul(a.y, a.y)?);
+            let (one, square) = (a.constant(a.y, 1.0)?, a.b.mul(a.y, a.y)?);
             let slope = a.b.sub(one, square)?;
             a.b.mul(d, slope)
         }),
@@ -137,8 +137,8 @@ fn times(a: &mut super::At, d: ValueId, x: ValueId) -> dnx_ir::Result<ValueId> {
 /// zero has slope zero by the exponent: the formulas would give 0 * inf there.
 fn pow(a: &mut super::At, i: usize, d: ValueId) -> dnx_ir::Result<ValueId> {
     let (x, p) = (a.x[0], a.x[1]);
-    let zero = a.b.full_like(p, 0.0)?;
-    let one = a.b.full_like(p, 1.0)?;
+    let zero = a.constant(p, 0.0)?;
+    let one = a.constant(p, 1.0)?;
     let slope = match (i, a.splat(p)) {
         (0, Some(2.0)) => a.b.add(x, x)?,
         (0, constant) => {
@@ -164,7 +164,7 @@ fn pow(a: &mut super::At, i: usize, d: ValueId) -> dnx_ir::Result<ValueId> {
 fn extreme(a: &mut super::At, i: usize, d: ValueId, wins: CmpOp) -> dnx_ir::Result<ValueId> {
     let (own, other) = (a.x[i], a.x[1 - i]);
     let (won, tied) = (a.b.compare(wins, own, other)?, a.b.compare(CmpOp::Eq, own, other)?);
-    let (zero, half, one) = (a.b.full_like(own, 0.0)?, a.b.full_like(own, 0.5)?, a.b.full_like(own, 1.0)?);
+    let (zero, half, one) = (a.constant(own, 0.0)?, a.constant(own, 0.5)?, a.constant(own, 1.0)?);
     let rest = a.b.select(tied, half, zero)?;
     let share = a.b.select(won, one, rest)?;
     a.b.mul(d, share)
@@ -179,7 +179,7 @@ pub(super) fn convert(to: DType) -> Rule<'static> {
 
 pub(super) fn select() -> Rule<'static> {
     Rule::linear(Linear::Only(&[1, 2]), |a, i, ct| {
-        let zero = a.zeros(i)?;
+        let zero = a.zero_cotangent(i)?;
         if i == 1 { a.b.select(a.x[0], ct, zero) } else { a.b.select(a.x[0], zero, ct) }
     })
 }

@@ -11,6 +11,7 @@ mod index;
 mod reduce;
 mod shape;
 
+use dnx_ir::sharding::cotangent_type;
 use dnx_ir::{Builder, Op, Result, Type, ValueId};
 
 /// A node under differentiation, as its rule sees it.
@@ -169,9 +170,21 @@ pub(crate) fn rule(op: &Op) -> Rule<'_> {
 }
 
 impl At<'_> {
-    /// Zeros of operand `i`'s type.
-    fn zeros(&mut self, i: usize) -> Result<ValueId> {
+    /// `value` at the dims of `like`. A constant is in no place: it combines with operands laid out anyhow.
+    fn constant(&mut self, like: ValueId, value: f64) -> Result<ValueId> {
+        let like = self.b.ty(like);
+        let ty = Type::new(like.dtype, like.dims.clone());
+        self.b.full(&ty, value)
+    }
+
+    /// A zero tangent of operand `i`.
+    fn zero_tangent(&mut self, i: usize) -> Result<ValueId> {
         self.b.full(&self.ty[i], 0.0)
+    }
+
+    /// A zero cotangent of operand `i`.
+    fn zero_cotangent(&mut self, i: usize) -> Result<ValueId> {
+        self.b.full(&cotangent_type(&self.ty[i]), 0.0)
     }
 
     /// The node's own op on other operands.
@@ -208,7 +221,7 @@ pub(crate) fn tangent(at: &mut At, dx: &[Option<ValueId>]) -> Result<Option<Valu
                 if linear.admits(i) {
                     operands[i] = match dx[i] {
                         Some(d) => d,
-                        None => at.zeros(i)?,
+                        None => at.zero_tangent(i)?,
                     };
                 }
             }
