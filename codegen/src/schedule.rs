@@ -108,7 +108,8 @@ fn updates_in_place(group: &Group, old: ValueId, new: ValueId) -> bool {
     let (Some(from), Some(to)) = (arg(old), arg(new)) else { return false };
     let (a, b) = (kernel.args[from as usize], kernel.args[to as usize]);
     let Some(store) = kernel.stores.iter().find(|s| s.arg == to) else { return false };
-    kernel.kind == Kind::Loop
+    // These kinds visit each written element once, and read what the same point writes there.
+    matches!(kernel.kind, Kind::Loop | Kind::Contract | Kind::Column)
         && (a.dtype, a.elems) == (b.dtype, b.elems)
         && kernel.insts.iter().all(|inst| match inst {
             Inst::Load { arg, index, dynamic } => *arg != from || (dynamic.is_empty() && *index == store.index),

@@ -8,10 +8,13 @@
 //!
 //! The result is deterministic: ties are broken by value and group numbers.
 
+mod recompute;
+
 use crate::kernel::Kind;
 use crate::lower::{Context, Lowered, Refusal, lower, reduce_kind};
 use dnx_ir::{BinaryOp, Func, NodeId, Op, UnaryOp, ValueId};
-use std::collections::{BinaryHeap, HashSet};
+use recompute::{Board, Ready};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet};
 
 /// A set of nodes that one kernel computes.
 #[derive(Clone, Debug)]
@@ -151,7 +154,7 @@ pub fn fuse(func: &Func, max_args: usize, enabled: bool) -> Result<Fusion, dnx_i
     if enabled {
         fuser.merge_all();
     }
-    fuser.finish()
+    fuser.finish(enabled)
 }
 
 /// Ops that are worth computing again rather than keeping.
@@ -382,9 +385,10 @@ impl<'f> Fuser<'f> {
         false
     }
 
-    fn finish(self) -> Result<Fusion, dnx_ir::Error> {
-        let mut groups = vec![];
-        for draft in self.groups.iter().flatten() {
+    fn finish(mut self, enabled: bool) -> Result<Fusion, dnx_ir::Error> {
+        let mut ready = BTreeMap::new();
+        for (g, draft) in self.groups.iter().enumerate() {
+            let Some(draft) = draft else { continue };
             let outputs = self.outputs(&draft.members);
             if outputs.is_empty() {
                 continue;
@@ -392,8 +396,17 @@ impl<'f> Fuser<'f> {
             let node = &self.cx.func.nodes[draft.members[0].index()];
             let lowered = lower(&self.cx, draft.kind, &draft.members, &outputs)
                 .map_err(|Refusal(why)| dnx_ir::Error::new(why).at_op(node.op.name()).at_loc(&node.loc))?;
-            groups.push(Group { kind: draft.kind, members: draft.members.clone(), outputs, lowered });
+            ready.insert(g, Ready { draft: draft.clone(), shadows: BTreeSet::new(), outputs, lowered });
         }
+        let mut board = Board::new(&mut self, ready);
+        if enabled {
+            board.recompute();
+            board.merge_siblings();
+        }
+        let mut groups: Vec<Group> = std::mem::take(&mut board.groups)
+            .into_values()
+            .map(|r| Group { kind: r.draft.kind, members: r.draft.members, outputs: r.outputs, lowered: r.lowered })
+            .collect();
         groups.sort_by_key(|g| g.members[0]);
         Ok(Fusion { groups, reasons: self.reasons })
     }

@@ -1,0 +1,286 @@
+//! After merging: values that are cheaper to compute again than to keep, and kernels that read the same thing.
+//!
+//! What reverse mode keeps for later is often pointwise work away from something that is in memory anyway (the
+//! output of a contraction, a row's mean). Such a value is not written; each kernel that wants it repeats the
+//! pointwise work from the *firm* values: parameters, constants, what contractions, reductions, gathers and random
+//! draws give, and whatever must be in memory for another reason. The nodes repeated in a group are its *shadows*.
+
+use super::{Draft, Fuser};
+use crate::kernel::Kind;
+use crate::lower::{Lowered, Refusal, lower};
+use dnx_ir::{NodeId, ValueId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Most nodes repeated for one value.
+const MAX_CHAIN: usize = 32;
+
+/// A group whose kernel is known.
+#[derive(Clone, Debug)]
+pub(super) struct Ready {
+    pub draft: Draft,
+    pub shadows: BTreeSet<NodeId>,
+    pub outputs: Vec<ValueId>,
+    pub lowered: Lowered,
+}
+
+impl Ready {
+    pub fn inputs(&self) -> &[ValueId] {
+        &self.lowered.args[..self.lowered.args.len() - self.outputs.len()]
+    }
+
+    fn all_nodes(&self, more: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        let nodes: BTreeSet<NodeId> =
+            self.draft.members.iter().chain(&self.shadows).chain(more).copied().collect();
+        nodes.into_iter().collect()
+    }
+}
+
+/// All groups, and who reads what.
+pub(super) struct Board<'a, 'f> {
+    fuser: &'a mut Fuser<'f>,
+    pub groups: BTreeMap<usize, Ready>,
+}
+
+impl<'a, 'f> Board<'a, 'f> {
+    pub fn new(fuser: &'a mut Fuser<'f>, groups: BTreeMap<usize, Ready>) -> Board<'a, 'f> {
+        Board { fuser, groups }
+    }
+
+    fn bytes(&self, v: ValueId) -> usize {
+        self.fuser.cx.func.ty(v).device_bytes()
+    }
+
+    fn owner(&self, v: ValueId) -> usize {
+        self.fuser.group_of[self.fuser.cx.func.values[v.index()].node.index()]
+    }
+
+    fn readers(&self) -> HashMap<ValueId, Vec<usize>> {
+        let mut readers: HashMap<ValueId, Vec<usize>> = HashMap::new();
+        for (&g, ready) in &self.groups {
+            for &v in ready.inputs() {
+                readers.entry(v).or_default().push(g);
+            }
+        }
+        readers
+    }
+
+    /// Drops outputs that their readers can compute again from less.
+    pub fn recompute(&mut self) {
+        let ids: Vec<usize> = self.groups.keys().rev().copied().collect();
+        let mut readers = self.readers();
+        for g in ids {
+            let mut outputs = self.groups[&g].outputs.clone();
+            outputs.sort_by_key(|&v| (std::cmp::Reverse(self.bytes(v)), v));
+            for v in outputs {
+                if let Some(changed) = self.try_drop(g, v, &readers) {
+                    for (c, ready) in changed {
+                        let old = self.groups.insert(c, ready).expect("the group exists");
+                        for v in old.inputs() {
+                            readers.entry(*v).or_default().retain(|&r| r != c);
+                        }
+                        for &v in self.groups[&c].inputs() {
+                            readers.entry(v).or_default().push(c);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The pointwise nodes between `v` and firm values, and the firm values.
+    fn chain(&self, g: usize, v: ValueId) -> Option<(BTreeSet<NodeId>, BTreeSet<ValueId>)> {
+        let func = self.fuser.cx.func;
+        let (mut nodes, mut firm) = (BTreeSet::new(), BTreeSet::new());
+        let mut stack = vec![v];
+        while let Some(at) = stack.pop() {
+            let id = func.values[at.index()].node;
+            let node = &func.nodes[id.index()];
+            let works = self.fuser.cx.compute[id.index()];
+            let repeatable = node.op.is_elementwise() || node.op.is_view();
+            let kept = at != v && (self.fuser.is_result[at.index()] || self.is_opaque(at));
+            if works && (!repeatable || kept || self.fuser.group_of[id.index()] != g) {
+                firm.insert(at);
+                continue;
+            }
+            if !works && self.fuser.cx.is_stored(at) {
+                firm.insert(at);
+                continue;
+            }
+            if works && nodes.insert(id) && nodes.len() > MAX_CHAIN {
+                return None;
+            }
+            stack.extend(&node.operands);
+        }
+        Some((nodes, firm))
+    }
+
+    /// Whether somebody reads the value from memory whatever happens.
+    fn is_opaque(&self, v: ValueId) -> bool {
+        self.fuser.uses[v.index()].iter().any(|u| u.opaque)
+    }
+
+    fn try_drop(
+        &mut self,
+        g: usize,
+        v: ValueId,
+        readers: &HashMap<ValueId, Vec<usize>>,
+    ) -> Option<Vec<(usize, Ready)>> {
+        let func = self.fuser.cx.func;
+        let ready = &self.groups[&g];
+        if self.fuser.is_result[v.index()] || self.is_opaque(v) || !func.def(v).op.is_elementwise() {
+            return None;
+        }
+        let (nodes, firm) = self.chain(g, v)?;
+        let consumers = readers.get(&v)?.clone();
+        let owned: Vec<ValueId> = firm.iter().copied().filter(|&f| self.fuser.cx.is_stored(f)).collect();
+        let missing: Vec<ValueId> =
+            owned.iter().copied().filter(|&f| self.owner_is(f, g) && !ready.outputs.contains(&f)).collect();
+        let before = self.bytes(v) * (1 + consumers.len());
+        let mut after: usize = missing.iter().map(|&f| self.bytes(f)).sum();
+        for c in &consumers {
+            let has = self.groups[c].inputs();
+            after += owned.iter().filter(|f| !has.contains(f)).map(|&f| self.bytes(f)).sum::<usize>();
+        }
+        if after >= before {
+            return None;
+        }
+        let mut changed = vec![];
+        for &c in &consumers {
+            let other = &self.groups[&c];
+            let all = other.all_nodes(&nodes);
+            let lowered = lower(&self.fuser.cx, other.draft.kind, &all, &other.outputs).ok()?;
+            let mut shadows = other.shadows.clone();
+            shadows.extend(&nodes);
+            let next = Ready { shadows, lowered, ..other.clone() };
+            if next.inputs().contains(&v) {
+                return None;
+            }
+            changed.push((c, next));
+        }
+        let mut outputs: Vec<ValueId> = ready.outputs.iter().copied().filter(|&o| o != v).collect();
+        outputs.extend(&missing);
+        outputs.sort();
+        if outputs.is_empty() {
+            return None;
+        }
+        let all = ready.all_nodes(&BTreeSet::new());
+        let lowered = lower(&self.fuser.cx, ready.draft.kind, &all, &outputs).ok()?;
+        changed.push((g, Ready { outputs, lowered, ..ready.clone() }));
+        self.fuser.reasons.push(format!(
+            "%{} is computed again by {} readers from {} values: {} bytes instead of {}",
+            v.0,
+            consumers.len(),
+            owned.len(),
+            after,
+            before
+        ));
+        Some(changed)
+    }
+
+    fn owner_is(&self, v: ValueId, g: usize) -> bool {
+        self.fuser.cx.compute[self.fuser.cx.func.values[v.index()].node.index()] && self.owner(v) == g
+    }
+
+    /// Merges kernels of one kind that read the same large value and do not depend on each other.
+    pub fn merge_siblings(&mut self) {
+        let readers = self.readers();
+        let mut shared: Vec<(ValueId, Vec<usize>)> = readers.into_iter().filter(|(_, r)| r.len() > 1).collect();
+        shared.sort_by_key(|(v, _)| (std::cmp::Reverse(self.bytes(*v)), *v));
+        // Where each merged group went.
+        let mut moved: HashMap<usize, usize> = HashMap::new();
+        let find = |moved: &HashMap<usize, usize>, mut g: usize| {
+            while let Some(&to) = moved.get(&g) {
+                g = to;
+            }
+            g
+        };
+        for (v, groups) in shared {
+            for i in 0..groups.len() {
+                for j in i + 1..groups.len() {
+                    let (a, b) = (find(&moved, groups[i]), find(&moved, groups[j]));
+                    if a == b {
+                        continue;
+                    }
+                    match self.try_siblings(a, b, v) {
+                        Ok(merged) => {
+                            self.fuser.reasons.push(format!(
+                                "merged two {:?} kernels that both read %{}",
+                                merged.draft.kind, v.0
+                            ));
+                            for m in &merged.draft.members {
+                                self.fuser.group_of[m.index()] = b;
+                            }
+                            self.groups.remove(&a);
+                            self.groups.insert(b, merged);
+                            moved.insert(a, b);
+                        }
+                        Err(Refusal(why)) => {
+                            let line = format!("kept apart two readers of %{}: {why}", v.0);
+                            if self.fuser.reasons.last() != Some(&line) {
+                                self.fuser.reasons.push(line);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_siblings(&self, a: usize, b: usize, v: ValueId) -> Result<Ready, Refusal> {
+        let refuse = |why: &str| Err(Refusal(why.to_string()));
+        let (x, y) = (&self.groups[&a], &self.groups[&b]);
+        let kind = match (x.draft.kind, y.draft.kind) {
+            (p, q) if p == q && matches!(p, Kind::Column | Kind::Row | Kind::Loop) => p,
+            (p, q) => return refuse(&format!("a {p:?} and a {q:?} kernel do not run as one")),
+        };
+        // Little vectors are read by everybody; sharing them is worth nothing.
+        let points = x.lowered.kernel.points();
+        if points != y.lowered.kernel.points() || self.fuser.cx.func.ty(v).elems() * 4 < points {
+            return refuse("they walk different spaces");
+        }
+        if self.depends(a, b) || self.depends(b, a) {
+            return refuse("one depends on the other");
+        }
+        let mut members = [x.draft.members.as_slice(), y.draft.members.as_slice()].concat();
+        members.sort_unstable();
+        let shadows: BTreeSet<NodeId> = x.shadows.union(&y.shadows).copied().collect();
+        let mut outputs = [x.outputs.as_slice(), y.outputs.as_slice()].concat();
+        outputs.sort();
+        let draft = Draft { kind, members };
+        let all: BTreeSet<NodeId> = draft.members.iter().chain(&shadows).copied().collect();
+        let all: Vec<NodeId> = all.into_iter().collect();
+        let lowered = lower(&self.fuser.cx, kind, &all, &outputs)?;
+        if lowered.kernel.insts.len() > super::MAX_INSTS {
+            return refuse("the kernel would be too long");
+        }
+        if lowered.kernel.points() != points {
+            return refuse("the union walks more points");
+        }
+        Ok(Ready { draft, shadows, outputs, lowered })
+    }
+
+    /// Whether group `b` needs, directly or not, what group `a` makes.
+    fn depends(&self, b: usize, a: usize) -> bool {
+        let first = self.groups[&a].draft.members[0];
+        let mut seen = BTreeSet::from([b]);
+        let mut stack = vec![b];
+        while let Some(g) = stack.pop() {
+            if g == a {
+                return true;
+            }
+            for &v in self.groups[&g].inputs() {
+                let node = self.fuser.cx.func.values[v.index()].node;
+                if !self.fuser.cx.compute[node.index()] {
+                    continue;
+                }
+                let next = self.owner(v);
+                // Only groups with a node after the other's first can come after it.
+                let last = self.groups.get(&next).and_then(|r| r.draft.members.last()).copied();
+                if last.is_some_and(|l| l > first) && seen.insert(next) {
+                    stack.push(next);
+                }
+            }
+        }
+        false
+    }
+}
