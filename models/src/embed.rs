@@ -8,7 +8,7 @@ use dnx_ir::{Array, DType, Tensor};
 pub fn sinusoid(t: Tensor<'_>, width: usize) -> Tensor<'_> {
     let g = t.graph();
     let half = width / 2;
-    if half == 0 || width % 2 != 0 {
+    if half == 0 || !width.is_multiple_of(2) {
         g.fail(format!("a sinusoidal embedding has an even, positive width, not {width}"));
         return t.unsqueeze(1);
     }

@@ -45,7 +45,7 @@ pub fn rms_norm<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, eps: f64) -> Tensor<'g> {
 pub fn group_norm<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, groups: usize, eps: f64) -> Tensor<'g> {
     let dims = x.dims();
     let channels = x.dim(-1);
-    if dims.len() < 2 || groups == 0 || channels % groups != 0 {
+    if dims.len() < 2 || groups == 0 || !channels.is_multiple_of(groups) {
         s.graph().fail(format!("{groups} groups do not divide the {channels} channels of {dims:?}"));
         return x;
     }

@@ -11,15 +11,20 @@
 //!   levels; *time law*: how times are drawn in training. Together: a [`process::Process`].
 //! * *program*: a compiled-to-be function with named ports, as [`step::TrainProgram`].
 
+// `!(x > 0.0)` is meant where it stands: it refuses NaN too.
+#![allow(clippy::neg_cmp_op_on_partial_ord)]
+
 pub mod attention;
 pub mod embed;
 pub mod error;
 pub mod init;
 pub mod layers;
 pub mod network;
+pub mod optim;
 pub mod params;
 pub mod patch;
 pub mod process;
+pub mod step;
 pub mod streams;
 
 pub use error::{Error, Result};

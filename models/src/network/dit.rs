@@ -157,13 +157,13 @@ impl DitConfig {
             out_channels: 0,
         };
         let bad = |key: &str, message: String| Err(Error::config(format!("model.{key}"), message));
-        if shape.dim == 0 || shape.dim % 4 != 0 {
+        if shape.dim == 0 || !shape.dim.is_multiple_of(4) {
             return bad("dim", format!("is {}; position embeddings want a positive multiple of 4", shape.dim));
         }
-        if shape.heads == 0 || shape.dim % shape.heads != 0 {
+        if shape.heads == 0 || !shape.dim.is_multiple_of(shape.heads) {
             return bad("heads", format!("is {}, which does not divide dim = {}", shape.heads, shape.dim));
         }
-        if shape.patch == 0 || shape.height % shape.patch != 0 || shape.width % shape.patch != 0 {
+        if ![shape.height, shape.width].iter().all(|s| shape.patch > 0 && s.is_multiple_of(shape.patch)) {
             let sides = format!("{}x{}", shape.height, shape.width);
             return bad("patch", format!("is {}, which does not divide a picture of {sides}", shape.patch));
         }
@@ -171,7 +171,7 @@ impl DitConfig {
             return bad("image", "the picture has no pixels".into());
         }
         let hidden = (shape.dim as f64 * self.mlp_ratio).floor();
-        if !(hidden >= 1.0 && hidden < 1e9) {
+        if !(1.0..1e9).contains(&hidden) {
             return bad("mlp_ratio", format!("is {}; it must be positive", self.mlp_ratio));
         }
         let out_channels = shape.channels * if self.learn_sigma { 2 } else { 1 };

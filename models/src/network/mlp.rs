@@ -84,7 +84,7 @@ impl MlpConfig {
                 return Err(Error::config(format!("model.{key}"), "is 0; it must be positive"));
             }
         }
-        if self.time_width % 2 != 0 {
+        if !self.time_width.is_multiple_of(2) {
             return Err(Error::config("model.time_width", format!("is {}; it must be even", self.time_width)));
         }
         Ok(vec![wanted(self.dims, "dims")?])

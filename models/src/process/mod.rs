@@ -396,7 +396,7 @@ mod tests {
     fn golden_edm_coefficients() {
         let p = Preset::Edm.process();
         for (sigma, skip, out, c_in, noise, w) in [
-            (0.5, 0.5, 0.353553391, 1.41421356, -0.173286795, 8.0),
+            (0.5, 0.5, 0.353553391, std::f64::consts::SQRT_2, -0.173286795, 8.0),
             (80.0, 3.9061e-5, 0.499990235, 0.0124997559, 1.09550666, 4.00015625),
         ] {
             let level = p.level(Time::sigma(sigma).unwrap()).unwrap();

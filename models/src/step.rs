@@ -1,0 +1,319 @@
+//! The whole training step as one function: noise and time draws, loss, gradient, clipping, optimizer, average.
+//!
+//! Inputs are, in order, the *state* (trainable parameters, moments, averages, step counter, bad-step mark), the
+//! *constants* (frozen parameters, the seed's key) and the *batch*. Results are the new state, in the same order
+//! so that each state buffer can be donated, then the *metrics*.
+//!
+//! A step whose loss or gradient norm is not finite changes nothing: the state stays that before the step, its
+//! number is kept as the bad step, and later steps change nothing either. So a trainer that looks every hundred
+//! steps still finds the state from which the failure replays.
+
+use crate::network::Network;
+use crate::optim::{EmaConfig, OptimConfig, global_norm};
+use crate::params::{ParamSpec, Params};
+use crate::process::Process;
+use crate::{Error, Result, init};
+use dnx_ir::threefry::{Key, key};
+use dnx_ir::{Array, DType, Func, Graph, Tensor, Type};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The bad-step mark of a run in which no step was bad.
+pub const NO_BAD_STEP: u32 = u32::MAX;
+
+/// What a state tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// A trainable parameter.
+    Param,
+    /// Moment number so and so of a parameter.
+    Moment(usize),
+    /// The moving average of a parameter.
+    Ema,
+    /// The number of steps done, `u32[]`.
+    Step,
+    /// The first step that was not finite, `u32[]`, or [`NO_BAD_STEP`].
+    BadStep,
+}
+
+/// One tensor of the state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateSpec {
+    /// The parameter's name; `step` and `bad_step` for counters.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// Its type.
+    pub ty: Type,
+}
+
+/// An input or a result: its name and type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Port {
+    /// Name.
+    pub name: String,
+    /// Type.
+    pub ty: Type,
+}
+
+/// How a step is built, beside network, process, optimizer and average.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepOptions {
+    /// Samples per step.
+    pub batch: usize,
+    /// Parts that the batch is worked through in, one after another, to save memory.
+    pub accumulate: usize,
+    /// Bins of the loss by noise level; 0: not computed.
+    pub level_bins: usize,
+}
+
+/// A training step.
+#[derive(Clone, Debug)]
+pub struct TrainProgram {
+    /// The step.
+    pub func: Func,
+    /// The loss that it differentiates.
+    pub loss: Arc<Func>,
+    /// Its value and gradient.
+    pub grad: Arc<Func>,
+    /// The state: the first inputs and the first results.
+    pub state: Vec<StateSpec>,
+    /// Trainable parameters; their tensors lead the state.
+    pub params: Vec<ParamSpec>,
+    /// Frozen parameters: inputs after the state.
+    pub frozen: Vec<ParamSpec>,
+    /// The batch: the last inputs. `x` and, if the network is conditional, `label`.
+    pub batch: Vec<Port>,
+    /// Results after the state: `loss`, `grad_norm`, `lr`, and with bins `level_loss` and `level_count`.
+    pub metrics: Vec<Port>,
+    /// Inputs whose buffers may become results.
+    pub donate: Vec<(usize, usize)>,
+}
+
+impl TrainProgram {
+    /// The frozen parameters among the inputs.
+    pub fn frozen_inputs(&self) -> Range<usize> {
+        self.state.len()..self.state.len() + self.frozen.len()
+    }
+
+    /// The seed's key, `u32[2]`, among the inputs.
+    pub fn seed_input(&self) -> usize {
+        self.frozen_inputs().end
+    }
+
+    /// The batch among the inputs.
+    pub fn batch_inputs(&self) -> Range<usize> {
+        self.seed_input() + 1..self.seed_input() + 1 + self.batch.len()
+    }
+
+    /// The metrics among the results.
+    pub fn metric_results(&self) -> Range<usize> {
+        self.state.len()..self.state.len() + self.metrics.len()
+    }
+
+    /// The index in the state of the tensor of this role and name.
+    pub fn state_index(&self, role: Role, name: &str) -> Option<usize> {
+        self.state.iter().position(|s| s.role == role && s.name == name)
+    }
+
+    /// The state before the first step: initial weights of this seed, zero moments, averages equal to the weights.
+    pub fn initial_state(&self, seed: u64) -> Vec<Array> {
+        self.state_from(&init::init(&self.params, seed))
+    }
+
+    /// The state of a run that starts from these trainable parameters.
+    pub fn state_from(&self, params: &[Array]) -> Vec<Array> {
+        let word = |value: u32| Array::u32([], &[value]);
+        let of = |name: &str| params[self.params.iter().position(|p| p.name == name).expect("a parameter")].clone();
+        let value = |s: &StateSpec| match s.role {
+            Role::Param | Role::Ema => of(&s.name),
+            Role::Moment(_) => Array::zeros(s.ty.clone()),
+            Role::Step => word(0),
+            Role::BadStep => word(NO_BAD_STEP),
+        };
+        self.state.iter().map(value).collect()
+    }
+
+    /// The constants: frozen parameters, then the seed's key.
+    pub fn constants(&self, seed: u64) -> Vec<Array> {
+        let mut constants = init::init(&self.frozen, seed);
+        constants.push(key_array(key(seed)));
+        constants
+    }
+}
+
+/// A key as the array that programs take.
+pub fn key_array(key: Key) -> Array {
+    Array::u32([2], &key)
+}
+
+/// A loss as a function of parameters, seed, counter and batch.
+pub struct LossProgram {
+    /// Inputs: trainable parameters, frozen ones, `seed` `u32[2]`, `counter` `u32[]`, `x`, and `label` if the network
+    /// is conditional. Results: the mean loss and, with bins, the sums and numbers by noise level.
+    pub func: Func,
+    /// Trainable parameters.
+    pub params: Vec<ParamSpec>,
+    /// Frozen parameters.
+    pub frozen: Vec<ParamSpec>,
+}
+
+/// The loss of a batch, as a function.
+pub fn loss_program(network: &Network, process: &Process, batch: usize, level_bins: usize) -> Result<LossProgram> {
+    let (params, frozen): (Vec<_>, Vec<_>) = network.specs()?.into_iter().partition(|s| s.trainable);
+    let g = Graph::new("loss");
+    let all: Vec<ParamSpec> = params.iter().chain(&frozen).cloned().collect();
+    let declared = Params::declare(&g, &all);
+    let seed = g.param("seed", Type::new(DType::U32, [2]));
+    let counter = g.param("counter", Type::scalar(DType::U32));
+    let ports = batch_ports(network, batch)?;
+    let inputs: Vec<Tensor> = ports.iter().map(|p| g.param(&p.name, p.ty.clone())).collect();
+    let draws = g.scope("draw", || process.draw(&g, seed, counter, inputs[0]));
+    let loss = process.loss(network, &declared.root(), inputs[0], inputs.get(1).copied(), &draws);
+    let mut results = vec![loss.mean];
+    if level_bins > 0 {
+        results.extend(loss.by_level(level_bins));
+    }
+    Ok(LossProgram { func: g.finish(&results)?, params, frozen })
+}
+
+/// What a batch consists of.
+fn batch_ports(network: &Network, batch: usize) -> Result<Vec<Port>> {
+    let dims: Vec<usize> = std::iter::once(batch).chain(network.sample_dims()?).collect();
+    let mut ports = vec![Port { name: "x".into(), ty: Type::f32(dims) }];
+    if network.classes() > 0 {
+        ports.push(Port { name: "label".into(), ty: Type::new(DType::I32, [batch]) });
+    }
+    Ok(ports)
+}
+
+/// Builds the training step of a resolved network.
+///
+/// # Errors
+/// Names the configuration key that is wrong, or the op that could not be built.
+pub fn train_step(
+    network: &Network,
+    process: &Process,
+    optim: &OptimConfig,
+    ema: &EmaConfig,
+    options: &StepOptions,
+) -> Result<TrainProgram> {
+    optim.check()?;
+    ema.check()?;
+    let &StepOptions { batch, accumulate, level_bins } = options;
+    if batch == 0 || accumulate == 0 || batch % accumulate != 0 {
+        let message = format!("is {accumulate}, which does not divide a batch of {batch}");
+        return Err(Error::config("train.accumulate", message));
+    }
+    let micro = batch / accumulate;
+    let LossProgram { func: loss, params, frozen } = loss_program(network, process, micro, level_bins)?;
+    let wrt: Vec<usize> = (0..params.len()).collect();
+    let (loss, grad) = (Arc::new(loss.clone()), Arc::new(dnx_autodiff::value_and_grad(&loss, &wrt)?));
+
+    let state = state_specs(&params, optim.moments(), ema.enabled());
+    let g = Graph::new("step");
+    let old: Vec<Tensor> = state.iter().map(|s| g.param(&port_name(s), s.ty.clone())).collect();
+    let constants: Vec<Tensor> = frozen.iter().map(|s| g.param(&s.name, s.ty())).collect();
+    let seed = g.param("seed", Type::new(DType::U32, [2]));
+    let ports = batch_ports(network, batch)?;
+    let inputs: Vec<Tensor> = ports.iter().map(|p| g.param(&p.name, p.ty.clone())).collect();
+
+    let n = params.len();
+    let [step, bad] = [old[old.len() - 2], old[old.len() - 1]];
+    let word = |value: u32| g.scalar(DType::U32, value as f64);
+    let evaluate = |i: usize| {
+        // Micro-batches of one step differ in their counter, so that they differ in their draws.
+        let counter = if accumulate == 1 { step } else { step * word(accumulate as u32) + word(i as u32) };
+        let mut args: Vec<Tensor> = old[..n].to_vec();
+        args.extend(&constants);
+        args.extend([seed, counter]);
+        args.extend(inputs.iter().map(|t| part(*t, i, accumulate)));
+        g.call(&grad, &args)
+    };
+    let mut sums = evaluate(0);
+    for i in 1..accumulate {
+        sums = sums.into_iter().zip(evaluate(i)).map(|(a, b)| a + b).collect();
+    }
+    let extra = loss.results.len();
+    let loss_value = mean_of(sums[0], accumulate);
+    let grads: Vec<Tensor> = sums[extra..].iter().map(|&t| mean_of(t, accumulate)).collect();
+
+    let (new, grad_norm, lr) = g.scope("update", || {
+        let grad_norm = global_norm(&grads).unwrap_or_else(|| g.scalar(DType::F32, 0.0));
+        let count = step.convert(DType::F32);
+        let scalars = optim.scalars(count, grad_norm);
+        let rate = ema.rate(count);
+        let untouched = bad.eq(word(NO_BAD_STEP));
+        let finite = loss_value.is_finite().and(grad_norm.is_finite());
+        let go = untouched.and(finite);
+        let slots = optim.moments();
+        let mut new = old.clone();
+        for i in 0..n {
+            let at = |slot: usize| slot * n + i;
+            let moments: Vec<Tensor> = (1..=slots).map(|k| old[at(k)]).collect();
+            g.scope(&params[i].name, || {
+                let (p, m) = optim.update(old[i], grads[i], &moments, &scalars);
+                new[i] = go.select(p, old[i]);
+                for (k, m) in m.into_iter().enumerate() {
+                    new[at(k + 1)] = go.select(m, old[at(k + 1)]);
+                }
+                if ema.enabled() {
+                    let average = old[at(slots + 1)];
+                    new[at(slots + 1)] = go.select(ema.update(average, p, rate), average);
+                }
+            });
+        }
+        let last = old.len();
+        new[last - 2] = go.select(step + word(1), step);
+        new[last - 1] = untouched.and(finite.not()).select(step, bad);
+        (new, grad_norm, scalars.lr)
+    });
+
+    let mut results = new;
+    results.extend([loss_value, grad_norm, lr]);
+    results.extend(&sums[1..extra]);
+    let mut metrics: Vec<Port> = ["loss", "grad_norm", "lr"].map(scalar_port).into();
+    if level_bins > 0 {
+        metrics.extend(["level_loss", "level_count"].map(|n| Port { name: n.into(), ty: Type::f32([level_bins]) }));
+    }
+    let donate = (0..state.len()).map(|i| (i, i)).collect();
+    Ok(TrainProgram { func: g.finish(&results)?, loss, grad, state, params, frozen, batch: ports, metrics, donate })
+}
+
+/// Part `i` of `parts` of a batch.
+fn part(t: Tensor<'_>, i: usize, parts: usize) -> Tensor<'_> {
+    let n = t.dim(0) / parts;
+    if parts == 1 { t } else { t.slice(0, i * n, (i + 1) * n) }
+}
+
+/// A sum over micro-batches as their mean.
+fn mean_of(sum: Tensor<'_>, parts: usize) -> Tensor<'_> {
+    if parts == 1 { sum } else { sum * (1.0 / parts as f64) }
+}
+
+fn scalar_port(name: &str) -> Port {
+    Port { name: name.into(), ty: Type::f32([]) }
+}
+
+fn state_specs(params: &[ParamSpec], moments: usize, ema: bool) -> Vec<StateSpec> {
+    let mut roles = vec![Role::Param];
+    roles.extend((0..moments).map(Role::Moment));
+    roles.extend(ema.then_some(Role::Ema));
+    let mut state = Vec::new();
+    for role in roles {
+        state.extend(params.iter().map(|p| StateSpec { name: p.name.clone(), role, ty: p.ty() }));
+    }
+    for (name, role) in [("step", Role::Step), ("bad_step", Role::BadStep)] {
+        state.push(StateSpec { name: name.into(), role, ty: Type::scalar(DType::U32) });
+    }
+    state
+}
+
+/// The name of a state tensor as a parameter of the step.
+fn port_name(s: &StateSpec) -> String {
+    match s.role {
+        Role::Param | Role::Step | Role::BadStep => s.name.clone(),
+        Role::Moment(i) => format!("moment{}/{}", i + 1, s.name),
+        Role::Ema => format!("ema/{}", s.name),
+    }
+}
