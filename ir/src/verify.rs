@@ -185,12 +185,12 @@ fn check_types(func: &Func, id: NodeId, node: &Node) -> Result<(), Broken> {
     }
     let inferred = match infer(&node.op, &operands, &func.mesh) {
         Ok(types) => types,
-        Err(e) => return broken(5, id, format!("{} {}", node.op.name(), e.message)),
+        Err(e) => return broken(5, id, format!("{}: {}", node.op.name(), e.message)),
     };
     if inferred.iter().collect::<Vec<_>>() != given {
         let list = |types: &[&Type]| types.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", ");
         let (given, inferred) = (list(&given), list(&inferred.iter().collect::<Vec<_>>()));
-        return broken(5, id, format!("{} has type ({given}), its rule gives ({inferred})", node.op.name()));
+        return broken(5, id, format!("{}: has type ({given}), its rule gives ({inferred})", node.op.name()));
     }
     Ok(())
 }

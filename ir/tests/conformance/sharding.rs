@@ -124,85 +124,85 @@ fn rejections() {
         (
             "x: f32[8@dp]; y: f32[8@tp]",
             "add %x, %y : f32[8]",
-            "add dim 0 of operand 0 f32[8@dp] and dim 0 of operand 1 f32[8@tp] run together, but one is split over dp, \
+            "add: dim 0 of operand 0 f32[8@dp] and dim 0 of operand 1 f32[8@tp] run together, but one is split over dp, \
              the other over tp; reshard one of them like the other",
         ),
         (
             "x: f32[8@dp, 4]; y: f32[8, 4@dp]",
             "add %x, %y : f32[8, 4]",
-            "add mesh axis dp splits both dim 0 of operand 0 f32[8@dp, 4] and dim 1 of operand 1 f32[8, 4@dp], which \
+            "add: mesh axis dp splits both dim 0 of operand 0 f32[8@dp, 4] and dim 1 of operand 1 f32[8, 4@dp], which \
              are different dims of the op; reshard operand 1 to f32[8, 4]",
         ),
         (
             "x: f32[8@dp, 4]; y: f32[4, 16@dp]",
             "dot_general %x, %y {contract = [1] x [0]} : f32[8, 16]",
-            "dot_general mesh axis dp splits both dim 0 of operand 0 f32[8@dp, 4] and dim 1 of operand 1 \
+            "dot_general: mesh axis dp splits both dim 0 of operand 0 f32[8@dp, 4] and dim 1 of operand 1 \
              f32[4, 16@dp], which are different dims of the op; reshard operand 1 to f32[4, 16]",
         ),
         (
             "x: f32[8, 4@tp]; y: f32[4@dp, 16]",
             "dot_general %x, %y {contract = [1] x [0]} : f32[8, 16]",
-            "dot_general dim 1 of operand 0 f32[8, 4@tp] and dim 0 of operand 1 f32[4@dp, 16] run together, but one \
+            "dot_general: dim 1 of operand 0 f32[8, 4@tp] and dim 0 of operand 1 f32[4@dp, 16] run together, but one \
              is split over tp, the other over dp; reshard one of them like the other",
         ),
         (
             "x: f32[8, 4@tp]",
             "reduce_max %x {dims = [1]} : f32[8]",
-            "reduce_max dim 1 of operand 0 f32[8, 4@tp] is split over tp, but the op needs it whole; reshard operand \
+            "reduce_max: dim 1 of operand 0 f32[8, 4@tp] is split over tp, but the op needs it whole; reshard operand \
              0 to f32[8, 4]",
         ),
         (
             "x: f32[8, 4@tp]",
             "slice %x {start = [0, 0], limit = [8, 2]} : f32[8, 2]",
-            "slice dim 1 of operand 0 f32[8, 4@tp] is split over tp, but the op needs it whole; reshard operand 0 to \
+            "slice: dim 1 of operand 0 f32[8, 4@tp] is split over tp, but the op needs it whole; reshard operand 0 to \
              f32[8, 4]",
         ),
         (
             "x: f32[8, 4@tp]; y: f32[8, 4]",
             "concat %x, %y {dim = 1} : f32[8, 8]",
-            "concat dim 1 of operand 0 f32[8, 4@tp] is split over tp, but the op needs it whole; reshard operand 0 to \
+            "concat: dim 1 of operand 0 f32[8, 4@tp] is split over tp, but the op needs it whole; reshard operand 0 to \
              f32[8, 4]",
         ),
         (
             "x: f32[8@tp, 4]; i: i32[3]",
             "take %x, %i {dim = 0} : f32[3, 4]",
-            "take dim 0 of operand 0 f32[8@tp, 4] is split over tp, but the op needs it whole; reshard operand 0 to \
+            "take: dim 0 of operand 0 f32[8@tp, 4] is split over tp, but the op needs it whole; reshard operand 0 to \
              f32[8, 4]",
         ),
         (
             "x: f32[8, 12@tp, 4]; w: f32[3, 4, 16]",
             "conv %x, %w {stride = [1]} : f32[8, 10, 16]",
-            "conv dim 1 of operand 0 f32[8, 12@tp, 4] is split over tp, but the op needs it whole; reshard operand 0 \
+            "conv: dim 1 of operand 0 f32[8, 12@tp, 4] is split over tp, but the op needs it whole; reshard operand 0 \
              to f32[8, 12, 4]",
         ),
         (
             "x: f32[8, 4@tp]",
             "reshape %x : f32[32]",
-            "reshape the split over tp would cut dim 0 of the result into pieces that are not blocks; reshard the \
+            "reshape: the split over tp would cut dim 0 of the result into pieces that are not blocks; reshard the \
              operand so that the dim it comes from is whole",
         ),
         (
             "x: f32[12@tp]",
             "reshape %x : f32[6, 2]",
-            "reshape operand 0 is f32[12@tp]: the op takes dim 0 apart into sizes [6, 2], which tp does not split; \
+            "reshape: operand 0 is f32[12@tp]: the op takes dim 0 apart into sizes [6, 2], which tp does not split; \
              reshard operand 0 to f32[12]",
         ),
         (
             "x: f32[4]{unreduced dp}",
             "exp %x : f32[4]",
-            "exp is not linear in operand 0 f32[4]{unreduced dp}, which is a sum not yet taken; reshard operand 0 to \
+            "exp: is not linear in operand 0 f32[4]{unreduced dp}, which is a sum not yet taken; reshard operand 0 to \
              f32[4]",
         ),
         (
             "x: f32[4]; y: f32[4]{unreduced dp}",
             "div %x, %y : f32[4]",
-            "div is not linear in operand 1 f32[4]{unreduced dp}, which is a sum not yet taken; reshard operand 1 to \
+            "div: is not linear in operand 1 f32[4]{unreduced dp}, which is a sum not yet taken; reshard operand 1 to \
              f32[4]",
         ),
         (
             "x: f32[4]{unreduced dp}",
             "convert %x : i32[4]",
-            "convert is not linear in operand 0 f32[4]{unreduced dp}, which is a sum not yet taken; reshard operand 0 \
+            "convert: is not linear in operand 0 f32[4]{unreduced dp}, which is a sum not yet taken; reshard operand 0 \
              to f32[4]",
         ),
         (
@@ -245,7 +245,7 @@ fn rejections() {
     for (params, node, wanted) in cases {
         let name = node.split(' ').next().unwrap();
         let wanted =
-            if wanted.starts_with(&format!("{name} ")) { wanted.to_string() } else { format!("{name} {wanted}") };
+            if wanted.starts_with(&format!("{name}: ")) { wanted.to_string() } else { format!("{name}: {wanted}") };
         rejected(params, node, &wanted);
     }
 }
