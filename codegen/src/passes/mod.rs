@@ -15,8 +15,8 @@ pub mod inline;
 pub mod partition;
 pub mod precision;
 
-use crate::{Dump, Result, Stage, Target};
-use dnx_ir::{Builder, Func, Node, ValueId};
+use crate::{Dump, InStage, Result, Stage, Target};
+use dnx_ir::{Builder, Func, Node, ValueId, text, verify};
 
 /// `func` made ready for fusion: inlined, canonical, decomposed, of one device.
 ///
@@ -35,7 +35,7 @@ pub fn prepare_with(func: &Func, target: &Target, verify: bool, dump: &mut Dump)
         if verify {
             check(stage, &f)?;
         }
-        dump.record(stage, || text(&f));
+        dump.record(stage, || text::print(&f));
         Ok(f)
     };
     if verify {
@@ -50,12 +50,8 @@ pub fn prepare_with(func: &Func, target: &Target, verify: bool, dump: &mut Dump)
     after(Stage::Partition, f)
 }
 
-fn check(_stage: Stage, _f: &Func) -> Result<()> {
-    Ok(())
-}
-
-fn text(f: &Func) -> String {
-    format!("{f:?}")
+fn check(stage: Stage, f: &Func) -> Result<()> {
+    verify::verify(f).in_stage(stage)
 }
 
 /// Walks `from` in order into `sink`: `param` makes the parameters, in order and first; `visit` is given every other

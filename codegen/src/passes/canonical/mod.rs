@@ -22,6 +22,9 @@ pub mod folding;
 pub mod reductions;
 pub mod views;
 
+#[cfg(test)]
+mod tests;
+
 use crate::{InStage, Result, Stage};
 use dnx_ir::{Array, Builder, DType, Func, Node, NodeId, Op, Scalar, Type, ValueId, infer};
 use std::collections::HashMap;
@@ -40,9 +43,9 @@ pub struct Law {
 /// Gives a value equal to `op` on these operands, or `None` where the law does not apply.
 pub type Apply = fn(&mut Rewriter, &Op, &[ValueId]) -> dnx_ir::Result<Option<ValueId>>;
 
-/// All laws, in the order they are tried.
+/// All laws, in the order they are tried: views before folding, so that splats stay splats.
 pub fn laws() -> impl Iterator<Item = &'static Law> {
-    [folding::LAWS, views::LAWS, algebra::LAWS, reductions::LAWS].into_iter().flatten()
+    [views::LAWS, folding::LAWS, algebra::LAWS, reductions::LAWS].into_iter().flatten()
 }
 
 /// Rounds after which a program that still changes is taken as it is; two or three are the rule.
@@ -64,18 +67,29 @@ pub fn canonical(func: &Func) -> Result<Func> {
 /// # Errors
 /// An ill-typed node.
 pub fn canonical_with(func: &Func, fold: bool) -> Result<Func> {
+    explained(func, fold).map(|(f, _)| f)
+}
+
+/// [`canonical_with`] and, in order, the name of every law that was applied (`"merged"` for a node equal to an earlier
+/// one).
+///
+/// # Errors
+/// An ill-typed node.
+pub fn explained(func: &Func, fold: bool) -> Result<(Func, Vec<&'static str>)> {
     let mut f = super::dce::eliminate(func).in_stage(Stage::Canonical)?;
+    let mut applied = Vec::new();
     for _ in 0..ROUNDS {
         let (next, changes) = round(&f, fold).in_stage(Stage::Canonical)?;
         f = super::dce::eliminate(&next).in_stage(Stage::Canonical)?;
-        if changes == 0 {
+        if changes.is_empty() {
             break;
         }
+        applied.extend(changes);
     }
-    Ok(f)
+    Ok((f, applied))
 }
 
-fn round(func: &Func, fold: bool) -> dnx_ir::Result<(Func, usize)> {
+fn round(func: &Func, fold: bool) -> dnx_ir::Result<(Func, Vec<&'static str>)> {
     let mut rw = Rewriter::new(func, fold);
     let results = super::walk(func, &mut rw, |rw, i| super::copy_param(&mut rw.b, func, i), Rewriter::node)?;
     Ok((rw.b.finish(&results), rw.changes))
@@ -90,7 +104,7 @@ pub struct Rewriter {
     fold: bool,
     sharded: bool,
     depth: usize,
-    changes: usize,
+    changes: Vec<&'static str>,
 }
 
 impl Rewriter {
@@ -101,7 +115,7 @@ impl Rewriter {
             fold,
             sharded: !func.mesh.axes.is_empty(),
             depth: 0,
-            changes: 0,
+            changes: Vec::new(),
         }
     }
 
@@ -119,10 +133,10 @@ impl Rewriter {
             return self.b.emit_multi(node.op.clone(), operands);
         }
         let emitted = self.b.func().nodes.len();
-        let changes = self.changes;
+        let changes = self.changes.len();
         let value = self.emit(node.op.clone(), operands)?;
-        if self.changes == changes && self.b.func().nodes.len() == emitted {
-            self.changes += 1; // merged with an equal node
+        if self.changes.len() == changes && self.b.func().nodes.len() == emitted {
+            self.changes.push("merged");
         }
         Ok(vec![value])
     }
@@ -135,10 +149,16 @@ impl Rewriter {
         if self.depth < DEPTH {
             self.depth += 1;
             for law in laws() {
-                let Some(value) = (law.apply)(self, &op, operands)? else { continue };
+                let value = match (law.apply)(self, &op, operands) {
+                    Ok(Some(value)) => value,
+                    Ok(None) => continue,
+                    // What a law emits on the way may have no placement, although the op it replaces has.
+                    Err(_) if self.sharded => continue,
+                    Err(e) => return Err(e),
+                };
                 if self.keeps_type(&op, operands, value, law)? {
                     self.depth -= 1;
-                    self.changes += 1;
+                    self.changes.push(law.name);
                     return Ok(value);
                 }
             }
@@ -154,13 +174,21 @@ impl Rewriter {
         if !self.sharded && !cfg!(debug_assertions) {
             return Ok(true);
         }
-        let types: Vec<&Type> = operands.iter().map(|&v| self.b.ty(v)).collect();
-        let wanted =
-            infer::infer(op, &types, &self.b.func().mesh).map_err(|e| e.at_op(op.name()).at_loc(self.b.loc()))?;
+        let wanted = self.infer(op, operands)?;
         let given = self.b.ty(value);
-        let same_shape = wanted[0].dtype == given.dtype && wanted[0].dims == given.dims;
-        assert!(same_shape, "law {} turned {} into {given}", law.name, wanted[0]);
-        Ok(wanted[0] == *given)
+        let same_shape = wanted.dtype == given.dtype && wanted.dims == given.dims;
+        assert!(same_shape, "law {} turned {} into {given}", law.name, wanted);
+        Ok(wanted == *given)
+    }
+
+    /// The type that a one-result op has on these operands.
+    ///
+    /// # Errors
+    /// An ill-typed op.
+    pub fn infer(&self, op: &Op, operands: &[ValueId]) -> dnx_ir::Result<Type> {
+        let types: Vec<&Type> = operands.iter().map(|&v| self.b.ty(v)).collect();
+        let found = infer::infer(op, &types, &self.b.func().mesh);
+        found.map(|mut t| t.swap_remove(0)).map_err(|e| e.at_op(op.name()).at_loc(self.b.loc()))
     }
 
     fn cons(&mut self, op: Op, operands: &[ValueId]) -> dnx_ir::Result<ValueId> {
@@ -209,7 +237,7 @@ impl Rewriter {
         match self.op(v) {
             Op::Const(a) if a.dims().is_empty() => Some(a.get(0)),
             Op::Broadcast { .. } => match self.op(self.operands(v)[0]) {
-                Op::Const(a) if a.elems() == 1 => Some(a.get(0)),
+                Op::Const(a) if a.dims().is_empty() => Some(a.get(0)),
                 _ => None,
             },
             _ => None,
