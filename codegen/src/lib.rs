@@ -1,11 +1,13 @@
 //! dnx-codegen: a graph in, an [`exec::Executable`] out: passes, fusion, kernel IR, WGSL.
 
+pub mod emit;
 pub mod error;
 pub mod exec;
 pub mod kernel;
 pub mod options;
 pub mod passes;
 pub mod stages;
+pub mod stats;
 pub mod wgsl;
 
 pub use error::{CompileError, InStage, Result};
