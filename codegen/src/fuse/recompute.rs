@@ -29,8 +29,7 @@ impl Ready {
     }
 
     fn all_nodes(&self, more: &BTreeSet<NodeId>) -> Vec<NodeId> {
-        let nodes: BTreeSet<NodeId> =
-            self.draft.members.iter().chain(&self.shadows).chain(more).copied().collect();
+        let nodes: BTreeSet<NodeId> = self.draft.members.iter().chain(&self.shadows).chain(more).copied().collect();
         nodes.into_iter().collect()
     }
 }
@@ -69,18 +68,27 @@ impl<'a, 'f> Board<'a, 'f> {
         let ids: Vec<usize> = self.groups.keys().rev().copied().collect();
         let mut readers = self.readers();
         for g in ids {
-            let mut outputs = self.groups[&g].outputs.clone();
+            let droppable = |b: &Self, v: &ValueId| {
+                !b.fuser.is_result[v.index()] && !b.is_opaque(*v) && b.fuser.cx.func.def(*v).op.is_elementwise()
+            };
+            let mut outputs: Vec<ValueId> =
+                self.groups[&g].outputs.iter().copied().filter(|v| droppable(self, v)).collect();
             outputs.sort_by_key(|&v| (std::cmp::Reverse(self.bytes(v)), v));
-            for v in outputs {
-                if let Some(changed) = self.try_drop(g, v, &readers) {
-                    for (c, ready) in changed {
-                        let old = self.groups.insert(c, ready).expect("the group exists");
-                        for v in old.inputs() {
-                            readers.entry(*v).or_default().retain(|&r| r != c);
-                        }
-                        for &v in self.groups[&c].inputs() {
-                            readers.entry(v).or_default().push(c);
-                        }
+            // Together they may share a firm value that none of them alone would pay for.
+            let mut trials = vec![outputs.clone()];
+            trials.extend(outputs.iter().map(|&v| vec![v]));
+            for trial in trials {
+                let outputs = &self.groups[&g].outputs;
+                if trial.is_empty() || !trial.iter().all(|v| outputs.contains(v)) {
+                    continue;
+                }
+                for (c, ready) in self.try_drop(g, &trial, &readers).unwrap_or_default() {
+                    let old = self.groups.insert(c, ready).expect("the group exists");
+                    for v in old.inputs() {
+                        readers.entry(*v).or_default().retain(|&r| r != c);
+                    }
+                    for &v in self.groups[&c].inputs() {
+                        readers.entry(v).or_default().push(c);
                     }
                 }
             }
@@ -122,42 +130,46 @@ impl<'a, 'f> Board<'a, 'f> {
     fn try_drop(
         &mut self,
         g: usize,
-        v: ValueId,
+        drop: &[ValueId],
         readers: &HashMap<ValueId, Vec<usize>>,
     ) -> Option<Vec<(usize, Ready)>> {
-        let func = self.fuser.cx.func;
         let ready = &self.groups[&g];
-        if self.fuser.is_result[v.index()] || self.is_opaque(v) || !func.def(v).op.is_elementwise() {
-            return None;
+        let kept = |v: &ValueId| !drop.contains(v);
+        let (mut before, mut after) = (0, 0);
+        let mut missing: BTreeSet<ValueId> = BTreeSet::new();
+        // Per reader the nodes it repeats and the values it reads instead.
+        let mut repeats: BTreeMap<usize, (BTreeSet<NodeId>, BTreeSet<ValueId>)> = BTreeMap::new();
+        for &v in drop {
+            let (nodes, firm) = self.chain(g, v)?;
+            let owned: Vec<ValueId> = firm.into_iter().filter(|&f| self.fuser.cx.is_stored(f)).collect();
+            missing.extend(owned.iter().filter(|&&f| self.owner_is(f, g) && !ready.outputs.contains(&f)));
+            let consumers = readers.get(&v)?;
+            before += self.bytes(v) * (1 + consumers.len());
+            for &c in consumers {
+                let (all, reads) = repeats.entry(c).or_default();
+                all.extend(&nodes);
+                let has = self.groups[&c].inputs();
+                reads.extend(owned.iter().filter(|f| !has.contains(f)));
+            }
         }
-        let (nodes, firm) = self.chain(g, v)?;
-        let consumers = readers.get(&v)?.clone();
-        let owned: Vec<ValueId> = firm.iter().copied().filter(|&f| self.fuser.cx.is_stored(f)).collect();
-        let missing: Vec<ValueId> =
-            owned.iter().copied().filter(|&f| self.owner_is(f, g) && !ready.outputs.contains(&f)).collect();
-        let before = self.bytes(v) * (1 + consumers.len());
-        let mut after: usize = missing.iter().map(|&f| self.bytes(f)).sum();
-        for c in &consumers {
-            let has = self.groups[c].inputs();
-            after += owned.iter().filter(|f| !has.contains(f)).map(|&f| self.bytes(f)).sum::<usize>();
-        }
+        after += missing.iter().map(|&f| self.bytes(f)).sum::<usize>();
+        after += repeats.values().flat_map(|(_, reads)| reads).map(|&f| self.bytes(f)).sum::<usize>();
         if after >= before {
             return None;
         }
         let mut changed = vec![];
-        for &c in &consumers {
+        for (&c, (nodes, _)) in &repeats {
             let other = &self.groups[&c];
-            let all = other.all_nodes(&nodes);
-            let lowered = lower(&self.fuser.cx, other.draft.kind, &all, &other.outputs).ok()?;
+            let lowered = lower(&self.fuser.cx, other.draft.kind, &other.all_nodes(nodes), &other.outputs).ok()?;
             let mut shadows = other.shadows.clone();
-            shadows.extend(&nodes);
+            shadows.extend(nodes);
             let next = Ready { shadows, lowered, ..other.clone() };
-            if next.inputs().contains(&v) {
+            if next.inputs().iter().any(|v| drop.contains(v)) {
                 return None;
             }
             changed.push((c, next));
         }
-        let mut outputs: Vec<ValueId> = ready.outputs.iter().copied().filter(|&o| o != v).collect();
+        let mut outputs: Vec<ValueId> = ready.outputs.iter().copied().filter(kept).collect();
         outputs.extend(&missing);
         outputs.sort();
         if outputs.is_empty() {
@@ -166,13 +178,11 @@ impl<'a, 'f> Board<'a, 'f> {
         let all = ready.all_nodes(&BTreeSet::new());
         let lowered = lower(&self.fuser.cx, ready.draft.kind, &all, &outputs).ok()?;
         changed.push((g, Ready { outputs, lowered, ..ready.clone() }));
+        let names: Vec<String> = drop.iter().map(|v| format!("%{}", v.0)).collect();
         self.fuser.reasons.push(format!(
-            "%{} is computed again by {} readers from {} values: {} bytes instead of {}",
-            v.0,
-            consumers.len(),
-            owned.len(),
-            after,
-            before
+            "{} computed again by {} readers: {after} bytes instead of {before}",
+            names.join(", "),
+            repeats.len(),
         ));
         Some(changed)
     }
@@ -203,10 +213,9 @@ impl<'a, 'f> Board<'a, 'f> {
                     }
                     match self.try_siblings(a, b, v) {
                         Ok(merged) => {
-                            self.fuser.reasons.push(format!(
-                                "merged two {:?} kernels that both read %{}",
-                                merged.draft.kind, v.0
-                            ));
+                            self.fuser
+                                .reasons
+                                .push(format!("merged two {:?} kernels that both read %{}", merged.draft.kind, v.0));
                             for m in &merged.draft.members {
                                 self.fuser.group_of[m.index()] = b;
                             }
