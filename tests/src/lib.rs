@@ -1,1 +1,3 @@
 //! Tests that cross the rooms of dnx.
+
+pub mod random_graph;
