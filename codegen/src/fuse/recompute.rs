@@ -106,7 +106,9 @@ impl<'a, 'f> Board<'a, 'f> {
             let works = self.fuser.cx.compute[id.index()];
             let repeatable = node.op.is_elementwise() || node.op.is_view();
             let kept = at != v && (self.fuser.is_result[at.index()] || self.is_opaque(at));
-            if works && (!repeatable || kept || self.fuser.group_of[id.index()] != g) {
+            // Another group's value is in memory unless it was dropped there before.
+            let elsewhere = works && self.owner(at) != g && self.groups[&self.owner(at)].outputs.contains(&at);
+            if works && (!repeatable || kept || elsewhere) {
                 firm.insert(at);
                 continue;
             }
