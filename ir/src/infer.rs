@@ -35,11 +35,11 @@ fn shapes(op: &Op, operands: &[&Type], mesh: &Mesh) -> Result<Vec<Type>> {
             one(*dtype, dims)
         }
         Op::RandomBits { dims, global } => {
+            check_count("operands", operands.len(), if global.is_some() { 2 } else { 1 })?;
             expect(operands[0], "the key (operand 0)", DType::U32, &[2])?;
             match global {
-                None => check_count("operands", operands.len(), 1)?,
+                None => {}
                 Some(g) => {
-                    check_count("operands", operands.len(), 2)?;
                     check_count("global dims", g.len(), dims.len())?;
                     expect(operands[1], "the start (operand 1)", DType::I32, &[dims.len()])?;
                     if dims.iter().zip(g).any(|(d, g)| d > g) {

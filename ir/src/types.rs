@@ -10,6 +10,12 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
+/// Dims are smaller than this, so that an index along one fits an `i32` and sums of sizes never overflow.
+pub const MAX_DIM: usize = 1 << 31;
+
+/// Types have at most this many elements, so that sizes in bytes never overflow.
+pub const MAX_ELEMS: usize = 1 << 48;
+
 /// The name of a mesh axis.
 pub type AxisName = Arc<str>;
 
@@ -130,6 +136,12 @@ impl Type {
     /// The number of elements.
     pub fn elems(&self) -> usize {
         self.dims.iter().product()
+    }
+
+    /// Whether every dim is below [`MAX_DIM`] and the number of elements at most [`MAX_ELEMS`].
+    pub fn is_addressable(&self) -> bool {
+        let all = self.dims.iter().try_fold(1usize, |n, &d| if d < MAX_DIM { n.checked_mul(d.max(1)) } else { None });
+        all.is_some_and(|n| n <= MAX_ELEMS)
     }
 
     /// Bytes on a device.

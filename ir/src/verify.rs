@@ -13,6 +13,7 @@
 //! 9. Callees verify, and have the caller's mesh (or none).
 //! 10. Attributes of a composite are sorted by name, each once, and its floats are `f64`.
 //! 11. Model paths have no control characters.
+//! 12. Dims are below 2^31 and types have at most 2^48 elements.
 //!
 //! A failure names the invariant and shows the nodes around the culprit.
 
@@ -179,6 +180,9 @@ fn check_types(func: &Func, id: NodeId, node: &Node) -> Result<(), Broken> {
     let operands: Vec<&Type> = node.operands.iter().map(|&v| func.ty(v)).collect();
     let given: Vec<&Type> = node.results.iter().map(|&v| func.ty(v)).collect();
     for ty in &given {
+        if !ty.is_addressable() {
+            return broken(12, id, format!("{ty} is too large"));
+        }
         if let Err(e) = check_sharding(&ty.sharding, &ty.dims, &func.mesh) {
             return broken(7, id, format!("{ty}: {}", e.message));
         }

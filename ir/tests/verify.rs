@@ -154,3 +154,9 @@ fn invariant_11_paths() {
     let wanted = "11: the model path \"a\\nb\" has control characters";
     assert_eq!(broken(|f| f.nodes[2].loc = "a\nb".into()), wanted);
 }
+
+#[test]
+fn invariant_12_sizes() {
+    assert_eq!(broken(|f| f.values[0].ty.dims = vec![1 << 31]), "12: f32[2147483648] is too large");
+    assert_eq!(broken(|f| f.values[0].ty.dims = vec![1 << 20; 3]), "12: f32[1048576, 1048576, 1048576] is too large");
+}

@@ -2,6 +2,7 @@
 
 use super::constant::{decode_base64, parse_scalar};
 use super::lex::Pos;
+use crate::types::MAX_DIM;
 use crate::{Array, AttrValue, AxisName, BinaryOp, CmpOp, ConvDims, DType, DotDims, Func, Op, ReduceKind, Result};
 use crate::{Scalar, Type, UnaryOp};
 use std::sync::Arc;
@@ -194,9 +195,9 @@ trait Read: Sized {
 }
 
 impl Read for usize {
-    const WHAT: &str = "a number";
+    const WHAT: &str = "a number below 2^31";
     fn read(literal: &Literal) -> Option<usize> {
-        if let Literal::Number(n) = literal { n.parse().ok() } else { None }
+        if let Literal::Number(n) = literal { n.parse().ok().filter(|n| *n < MAX_DIM) } else { None }
     }
 }
 
@@ -230,7 +231,7 @@ fn read_pair<T>(literal: &Literal, item: impl Fn(&Literal) -> Option<T>) -> Opti
 }
 
 impl Read for Vec<usize> {
-    const WHAT: &str = "a list of numbers";
+    const WHAT: &str = "a list of numbers below 2^31";
     fn read(literal: &Literal) -> Option<Vec<usize>> {
         read_list(literal)
     }
@@ -260,7 +261,7 @@ impl Read for (usize, usize) {
 impl Read for (i64, i64) {
     const WHAT: &str = "a pair, as `0:1`";
     fn read(literal: &Literal) -> Option<Self> {
-        read_pair(literal, i64::read)
+        read_pair(literal, |l| i64::read(l).filter(|n| n.unsigned_abs() < MAX_DIM as u64))
     }
 }
 

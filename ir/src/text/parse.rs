@@ -27,6 +27,9 @@ struct Scope {
     names: HashMap<(String, bool), ValueId>,
 }
 
+/// Lists in lists, at most.
+const DEEPEST: usize = 64;
+
 struct Parser {
     tokens: Vec<(Token, Pos)>,
     at: usize,
@@ -300,8 +303,15 @@ impl Parser {
 
     /// A value of an attribute, or of a constant.
     fn literal(&mut self) -> Result<Literal> {
+        self.nested_literal(0)
+    }
+
+    fn nested_literal(&mut self, depth: usize) -> Result<Literal> {
+        if depth > DEEPEST {
+            return self.expected(&format!("at most {DEEPEST} lists in each other"));
+        }
         let first = match self.peek().clone() {
-            Token::Mark('[') => Literal::List(self.list('[', ']', Self::literal)?),
+            Token::Mark('[') => Literal::List(self.list('[', ']', |p| p.nested_literal(depth + 1))?),
             Token::Number(n) => {
                 self.next();
                 Literal::Number(n)
@@ -313,7 +323,9 @@ impl Parser {
             Token::Word(w) => {
                 self.next();
                 match (&w[..], self.peek()) {
-                    ("splat", Token::Number(_) | Token::Word(_)) => Literal::Splat(Box::new(self.literal()?)),
+                    ("splat", Token::Number(_) | Token::Word(_)) => {
+                        Literal::Splat(Box::new(self.nested_literal(depth + 1)?))
+                    }
                     ("base64", Token::Str(_)) => Literal::Base64(self.name("a string")?),
                     _ => Literal::Word(w),
                 }
@@ -321,12 +333,12 @@ impl Parser {
             _ => return self.expected("a value"),
         };
         if self.eat_word("x") || self.eat(&Token::Arrow) {
-            return Ok(Literal::Pair(Box::new(first), Box::new(self.literal()?)));
+            return Ok(Literal::Pair(Box::new(first), Box::new(self.nested_literal(depth + 1)?)));
         }
         // A colon after a constant begins the type instead.
         if self.peek() == &Token::Mark(':') && matches!(self.tokens.get(self.at + 1), Some((Token::Number(_), _))) {
             self.next();
-            return Ok(Literal::Pair(Box::new(first), Box::new(self.literal()?)));
+            return Ok(Literal::Pair(Box::new(first), Box::new(self.nested_literal(depth + 1)?)));
         }
         Ok(first)
     }
@@ -351,6 +363,7 @@ impl Parser {
 
     /// `f32[8, 64@tp]{unreduced dp}`.
     fn ty(&mut self) -> Result<Type> {
+        let pos = self.pos();
         let dtype = match self.peek() {
             Token::Word(w) => DType::from_name(w),
             _ => None,
@@ -378,7 +391,8 @@ impl Parser {
         }
         let (dims, axes) = dims.into_iter().unzip();
         let dims: Vec<usize> = dims;
-        Ok(Type::new(dtype, dims).with_sharding(Sharding::new(axes, unreduced)))
+        let ty = Type::new(dtype, dims).with_sharding(Sharding::new(axes, unreduced));
+        if ty.is_addressable() { Ok(ty) } else { Err(pos.error(format!("{ty} is too large"))) }
     }
 }
 
