@@ -15,7 +15,6 @@ use dnx_ir::{text, verify};
 /// What stands after `// test:`.
 struct Directive {
     kind: String,
-    #[allow(dead_code)]
     options: BTreeMap<String, String>,
 }
 
@@ -36,6 +35,23 @@ fn run_case(directive: &Directive, input: &str) -> Result<String, String> {
             }
         }
         "verify" => Ok(verify::verify(&func).map_or_else(|e| e.to_string(), |()| "ok".into())),
+        // Derivatives in the parameters `wrt`.
+        "grad" | "value_and_grad" | "jvp" => {
+            let wrt = directive.options.get("wrt").ok_or("the directive has no wrt=<indices>")?;
+            let wrt: Vec<usize> =
+                wrt.split(',').map(|i| i.parse().map_err(|_| format!("wrt={i}"))).collect::<Result<_, _>>()?;
+            let derive = match &directive.kind[..] {
+                "grad" => dnx_autodiff::grad,
+                "value_and_grad" => dnx_autodiff::value_and_grad,
+                _ => dnx_autodiff::jvp,
+            };
+            let derived = match derive(&func, &wrt) {
+                Ok(derived) => derived,
+                Err(error) => return Ok(error.to_string()),
+            };
+            verify::verify(&derived).map_err(|e| format!("{derived}\n{e}"))?;
+            Ok(text::print(&derived))
+        }
         kind => Err(format!("there is no kind of test `{kind}`")),
     }
 }
