@@ -61,7 +61,9 @@ struct Fuser<'f> {
     /// Group of every compute node.
     group_of: Vec<usize>,
     groups: Vec<Option<Draft>>,
-    /// Groups whose nodes use values of this group.
+    /// A topological order of the groups, with gaps where groups were merged away, and each group's place in it.
+    order: Vec<Option<usize>>,
+    place: Vec<usize>,
     reasons: Vec<String>,
 }
 
@@ -189,7 +191,9 @@ impl<'f> Fuser<'f> {
                 groups.push(Some(Draft { kind, members: vec![id] }));
             }
         }
-        let mut fuser = Fuser { cx, uses: vec![], is_result, group_of, groups, reasons: vec![] };
+        let order = (0..groups.len()).map(Some).collect();
+        let place = (0..groups.len()).collect();
+        let mut fuser = Fuser { cx, uses: vec![], is_result, group_of, groups, order, place, reasons: vec![] };
         fuser.uses = (0..func.values.len()).map(|v| fuser.find_uses(ValueId(v as u32))).collect();
         fuser
     }
@@ -336,9 +340,7 @@ impl<'f> Fuser<'f> {
                 }
             }
         }
-        if self.reaches_around(p, c) {
-            return refuse("a third kernel stands between them");
-        }
+        let Some(between) = self.reached(p, c) else { return refuse("a third kernel stands between them") };
         let mut members = [from.members.as_slice(), to.members.as_slice()].concat();
         members.sort_unstable();
         let outputs = self.outputs(&members);
@@ -357,32 +359,46 @@ impl<'f> Fuser<'f> {
         }
         self.groups[c] = Some(Draft { kind, members });
         self.groups[p] = None;
+        self.reorder(p, c, &between);
         Ok(())
     }
 
-    /// Whether a path leads from group `p` to group `c` through another group.
-    fn reaches_around(&self, p: usize, c: usize) -> bool {
-        let members = |g: usize| &self.groups[g].as_ref().expect("live").members;
-        let last = *members(c).last().expect("groups are not empty");
-        let mut seen = HashSet::from([p, c]);
+    /// The groups ordered before `c` that depend on `p`; `None` if one of them leads on to `c`, so that merging the
+    /// two would make a cycle.
+    fn reached(&self, p: usize, c: usize) -> Option<HashSet<usize>> {
+        let mut reached = HashSet::new();
         let mut stack = vec![p];
         while let Some(g) = stack.pop() {
-            for m in members(g) {
+            for m in &self.groups[g].as_ref().expect("live").members {
                 for &v in &self.cx.func.nodes[m.index()].results {
                     for u in &self.uses[v.index()] {
                         let next = self.group_of[u.user.index()];
-                        if g != p && next == c {
-                            return true;
+                        if next == c && g != p {
+                            return None;
                         }
-                        // Only groups with a node before the consumer's last can lead there.
-                        if members(next)[0] < last && seen.insert(next) {
+                        if next != g && next != p && self.place[next] < self.place[c] && reached.insert(next) {
                             stack.push(next);
                         }
                     }
                 }
             }
         }
-        false
+        Some(reached)
+    }
+
+    /// Keeps the order topological after `p` went into `c`: what depends on `p` moves behind them.
+    fn reorder(&mut self, p: usize, c: usize, reached: &HashSet<usize>) {
+        let (from, to) = (self.place[p], self.place[c]);
+        let window: Vec<usize> =
+            self.order[from..=to].iter().flatten().copied().filter(|&g| g != p && g != c).collect();
+        let (after, before): (Vec<usize>, Vec<usize>) = window.into_iter().partition(|g| reached.contains(g));
+        let mut at = to;
+        for &g in after.iter().rev().chain([&c]).chain(before.iter().rev()) {
+            self.order[at] = Some(g);
+            self.place[g] = at;
+            at -= 1;
+        }
+        self.order[from..=at].fill(None);
     }
 
     fn finish(mut self, enabled: bool) -> Result<Fusion, dnx_ir::Error> {
@@ -400,8 +416,11 @@ impl<'f> Fuser<'f> {
         }
         let mut board = Board::new(&mut self, ready);
         if enabled {
+            debug_assert_eq!(board.cycle(), None, "merging made a cycle");
             board.recompute();
+            debug_assert_eq!(board.cycle(), None, "recomputing made a cycle");
             board.merge_siblings();
+            debug_assert_eq!(board.cycle(), None, "merging readers made a cycle");
         }
         let mut groups: Vec<Group> = std::mem::take(&mut board.groups)
             .into_values()

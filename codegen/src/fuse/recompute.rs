@@ -45,6 +45,25 @@ impl<'a, 'f> Board<'a, 'f> {
         Board { fuser, groups }
     }
 
+    /// The groups on a cycle, if there is one.
+    pub fn cycle(&self) -> Option<Vec<usize>> {
+        let mut waits: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+        for (&g, ready) in &self.groups {
+            let computed = |v: &&ValueId| self.fuser.cx.compute[self.fuser.cx.func.values[v.index()].node.index()];
+            waits.insert(g, ready.inputs().iter().filter(computed).map(|&v| self.owner(v)).collect());
+        }
+        loop {
+            let free: Vec<usize> = waits.iter().filter(|(_, w)| w.is_empty()).map(|(&g, _)| g).collect();
+            if free.is_empty() {
+                return (!waits.is_empty()).then(|| waits.into_keys().collect());
+            }
+            for g in free {
+                waits.remove(&g);
+                waits.values_mut().for_each(|w| drop(w.remove(&g)));
+            }
+        }
+    }
+
     fn bytes(&self, v: ValueId) -> usize {
         self.fuser.cx.func.ty(v).device_bytes()
     }
@@ -272,7 +291,6 @@ impl<'a, 'f> Board<'a, 'f> {
 
     /// Whether group `b` needs, directly or not, what group `a` makes.
     fn depends(&self, b: usize, a: usize) -> bool {
-        let first = self.groups[&a].draft.members[0];
         let mut seen = BTreeSet::from([b]);
         let mut stack = vec![b];
         while let Some(g) = stack.pop() {
@@ -281,14 +299,8 @@ impl<'a, 'f> Board<'a, 'f> {
             }
             for &v in self.groups[&g].inputs() {
                 let node = self.fuser.cx.func.values[v.index()].node;
-                if !self.fuser.cx.compute[node.index()] {
-                    continue;
-                }
-                let next = self.owner(v);
-                // Only groups with a node after the other's first can come after it.
-                let last = self.groups.get(&next).and_then(|r| r.draft.members.last()).copied();
-                if last.is_some_and(|l| l > first) && seen.insert(next) {
-                    stack.push(next);
+                if self.fuser.cx.compute[node.index()] && seen.insert(self.owner(v)) {
+                    stack.push(self.owner(v));
                 }
             }
         }

@@ -351,7 +351,11 @@ impl<'c, 'f> Eval<'c, 'f> {
         let rows = cx.func.ty(base).dims[dim];
         let target = self.value(indices, &at[dim..dim + rank], &[])?;
         let target = self.index_value(target, rows);
-        let update = self.value(node.operands[2], at, &[])?;
+        let mut place = at.to_vec();
+        if rank == 0 {
+            place.remove(dim);
+        }
+        let update = self.value(node.operands[2], &place, &[])?;
         let zero = matches!(self.splat(base), Some(s) if s.bits() == 0);
         let base = if zero {
             None

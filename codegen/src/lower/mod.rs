@@ -189,7 +189,9 @@ fn frame_dims(cx: &Context, kind: Kind, members: &[NodeId], outputs: &[ValueId])
         Op::ScatterAdd { dim: axis } => {
             let (x, i) = (cx.ty(n.operands[0]), cx.ty(n.operands[1]));
             let outer = x.dims[..*axis].iter().map(|&s| dim(s, Role::Parallel));
-            let idx = i.dims.iter().map(|&s| dim(s, Role::Reduce));
+            // A single index is a walk of one.
+            let walk = if i.dims.is_empty() { &[1][..] } else { &i.dims };
+            let idx = walk.iter().map(|&s| dim(s, Role::Reduce));
             let inner = x.dims[axis + 1..].iter().map(|&s| dim(s, Role::Parallel));
             outer.chain(idx).chain(inner).collect()
         }
