@@ -13,6 +13,18 @@
 //! The results are ordinary functions, so the transforms compose: a jvp of a gradient, a gradient of a jvp,
 //! a gradient of a gradient.
 //!
+//! ```
+//! use dnx_ir::{Array, Graph, Type, interp};
+//! let g = Graph::new("loss");
+//! let (x, w) = (g.param("x", Type::f32([2])), g.param("w", Type::f32([2])));
+//! let loss = g.finish(&[(x * w).square().sum_all()]).unwrap();
+//! let step = dnx_autodiff::value_and_grad(&loss, &[1]).unwrap();
+//! let args = [Array::f32([2], &[1.0, 2.0]), Array::f32([2], &[3.0, 4.0])];
+//! let out = interp::eval(&step, &args, interp::Precision::F32).unwrap();
+//! assert_eq!(out[0].to_f32_vec(), [73.0]);
+//! assert_eq!(out[1].to_f32_vec(), [6.0, 32.0]); // 2 x² w
+//! ```
+//!
 //! # Conventions
 //!
 //! * A tangent or cotangent has the dtype and dims of its primal. Integers and `bool` have none.

@@ -131,6 +131,9 @@ pub fn prove(f: &Func, args: &[Array], orders: usize) {
     let primal = run(f, args);
     assert_eq!(&out[..primal.len()], &primal[..], "primal results of jvp\n{forward}");
     let tangents = &out[primal.len()..];
+    let (own, derived) = (f.result_types(), forward.result_types());
+    let float_types: Vec<&Type> = own.into_iter().filter(|t| t.dtype.is_float()).collect();
+    assert_eq!(derived[primal.len()..], float_types, "a tangent has the type of its primal\n{forward}");
     all_close("jvp", &forward, tangents, &differences(f, args, &wrt, &u), 2e-7);
 
     // The linear part, and <T u, v> = <u, T' v>.
@@ -151,6 +154,8 @@ pub fn prove(f: &Func, args: &[Array], orders: usize) {
     let gradient = grad(&scalar, &wrt).unwrap();
     let g = run(&gradient, args);
     close("grad", &gradient, dot(&g, &u), differences(&scalar, args, &wrt, &u)[0][0], 2e-7);
+    let param_types: Vec<&Type> = wrt.iter().map(|&i| f.param_types()[i]).collect();
+    assert_eq!(gradient.result_types(), param_types, "a gradient has the type of its parameter\n{gradient}");
     let both = value_and_grad(&scalar, &wrt).unwrap();
     assert_eq!(run(&both, args), [run(&scalar, args), g].concat(), "value_and_grad\n{both}");
     if orders < 2 {
