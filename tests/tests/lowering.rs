@@ -70,7 +70,7 @@ fn everything() {
 
 #[test]
 fn half() {
-    check(0..24, &Config { half: true, ..Config::default() }, 2e-2);
+    check(0..40, &Config { half: true, ..Config::default() }, 2e-2);
 }
 
 /// Thousands of programs; minutes. `cargo test -p dnx-tests --test lowering -- --ignored`
