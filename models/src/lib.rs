@@ -17,6 +17,7 @@
 pub mod attention;
 pub mod embed;
 pub mod error;
+pub mod gmm;
 pub mod init;
 pub mod layers;
 pub mod network;
@@ -24,6 +25,7 @@ pub mod optim;
 pub mod params;
 pub mod patch;
 pub mod process;
+pub mod sample;
 pub mod step;
 pub mod streams;
 

@@ -1,0 +1,98 @@
+//! Samplers: from noise to data along a grid of noise levels.
+//!
+//! A [`Sampler`] makes one [`Step`] from a level to the next; [`sample`] drives it over a grid. It asks a
+//! [`Denoiser`] what data and noise a state consists of, so any network is sampled by any sampler: the process
+//! turns the network's output into that estimate. The network is compiled once; the steps are host arithmetic,
+//! coefficients and sums in `f64`, the state in `f32`.
+//!
+//! The noise of each sample is a function of that sample's own seed ([`SampleNoise`]), and all steps act on each
+//! sample alone, so a seed gives the same picture whatever batch it is drawn in.
+
+mod config;
+mod denoise;
+mod euler;
+mod generator;
+mod grid;
+mod langevin;
+mod noise;
+mod posterior;
+
+pub use config::{SampleConfig, SamplerKind};
+pub use denoise::{Denoiser, Estimate, Guidance, NetworkCall};
+pub use euler::{Euler, Heun};
+pub use generator::{ForwardProgram, Generator, forward_program};
+pub use grid::{Grid, GridKind};
+pub use langevin::Langevin;
+pub use noise::{Noise, SampleNoise};
+pub use posterior::{Ddim, Ddpm, PosteriorVariance};
+
+use crate::process::{Level, Process};
+use crate::{Error, Result};
+
+/// One step of a sampler: from a level of the grid to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Its number, from 0.
+    pub index: usize,
+    /// The level the state is at.
+    pub from: Level<f64>,
+    /// The level it goes to; the last one is clean.
+    pub to: Level<f64>,
+}
+
+impl Step {
+    /// Whether this is the step to clean data.
+    pub fn is_last(&self) -> bool {
+        self.to.sigma == 0.0
+    }
+}
+
+/// A way to go from one noise level to the next.
+pub trait Sampler {
+    /// Replaces the state `x` (`[B, ..]`, at level `step.from`) by one at level `step.to`.
+    fn step(&self, x: &mut [f32], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()>;
+}
+
+/// The standard deviation of states at a level, for data of the process's own deviation: that of the first state.
+pub fn marginal_std(process: &Process, level: &Level<f64>) -> f64 {
+    level.sigma.hypot(level.alpha * process.sigma_data)
+}
+
+/// Samples: starts from noise at the grid's first level and steps to its last. `observe` sees the state after
+/// every step (and the first one, as step 0 of its own) with the level it is at.
+///
+/// # Errors
+/// The network's errors, and a state that is no longer finite, with the step that made it so.
+pub fn sample(
+    sampler: &dyn Sampler,
+    denoiser: &mut Denoiser<'_>,
+    grid: &Grid,
+    noise: &mut dyn Noise,
+    observe: &mut dyn FnMut(usize, &Level<f64>, &[f32]),
+) -> Result<Vec<f32>> {
+    let std = marginal_std(denoiser.process(), &grid.levels[0]);
+    let x: Vec<f32> = noise.draw().iter().map(|&z| (std * z) as f32).collect();
+    sample_from(x, sampler, denoiser, grid, noise, observe)
+}
+
+/// [`sample`] from a given state at the grid's first level.
+pub fn sample_from(
+    mut x: Vec<f32>,
+    sampler: &dyn Sampler,
+    denoiser: &mut Denoiser<'_>,
+    grid: &Grid,
+    noise: &mut dyn Noise,
+    observe: &mut dyn FnMut(usize, &Level<f64>, &[f32]),
+) -> Result<Vec<f32>> {
+    observe(0, &grid.levels[0], &x);
+    for (index, pair) in grid.levels.windows(2).enumerate() {
+        let step = Step { index, from: pair[0], to: pair[1] };
+        sampler.step(&mut x, denoiser, &step, noise)?;
+        if let Some(at) = x.iter().position(|v| !v.is_finite()) {
+            let (value, time) = (x[at], step.from.time);
+            return Err(Error::Domain(format!("the state became {value} in step {index} (from time {time})")));
+        }
+        observe(index + 1, &step.to, &x);
+    }
+    Ok(x)
+}
