@@ -98,3 +98,79 @@ fn copy_param(b: &mut Builder, from: &Func, i: usize) -> ValueId {
     b.set_loc(from.def(p.value).loc.clone());
     b.param(&p.name, from.ty(p.value).clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dnx_ir::{Graph, Op, Type};
+    use std::sync::Arc;
+
+    #[test]
+    fn nothing_is_merged_through_a_barrier() {
+        let build = |barrier: bool| {
+            let g = Graph::new("f");
+            let x = g.param("x", Type::f32([4]));
+            let again = if barrier { x.apply(Op::OptimizationBarrier, &[]) } else { x };
+            g.finish(&[x.exp(), again.exp()]).unwrap()
+        };
+        let count = |f: &Func, name: &str| f.nodes.iter().filter(|n| n.op.name() == name).count();
+        let merged = prepare(&build(false), &Target::Cpu).unwrap();
+        let kept = prepare(&build(true), &Target::Cpu).unwrap();
+        assert_eq!((count(&merged, "exp"), count(&kept, "exp")), (1, 2));
+        assert_eq!(count(&kept, "optimization_barrier"), 1);
+    }
+
+    #[test]
+    fn two_equal_barriers_are_two() {
+        let g = Graph::new("f");
+        let x = g.param("x", Type::f32([4]));
+        let (a, b) = (x.apply(Op::OptimizationBarrier, &[]), x.apply(Op::OptimizationBarrier, &[]));
+        let f = prepare(&g.finish(&[a.exp(), b.exp()]).unwrap(), &Target::Cpu).unwrap();
+        assert_eq!(f.nodes.iter().filter(|n| n.op.name() == "exp").count(), 2);
+    }
+
+    #[test]
+    fn the_signature_stays_whatever_is_unused_or_trivial() {
+        let g = Graph::new("f");
+        let (x, unused) = (g.param("x", Type::f32([4])), g.param("unused", Type::f32([2])));
+        let _ = unused.exp();
+        let f = g.finish(&[x + 0.0, x, x.full_like(3.0)]).unwrap();
+        let p = prepare(&f, &Target::Cpu).unwrap();
+        assert_eq!(p.param_types(), f.param_types());
+        assert_eq!(p.result_types(), f.result_types());
+        assert_eq!(p.params[1].name, f.params[1].name);
+        assert_eq!(p.results[0], p.params[0].value);
+        assert_eq!(prepare(&p, &Target::Cpu).unwrap(), p);
+    }
+
+    #[test]
+    fn stages_are_dumped_in_order_and_parse_back() {
+        let g = Graph::new("square");
+        let x = g.param("x", Type::f32([4]));
+        let square = Arc::new(g.finish(&[x * x + 0.0]).unwrap());
+        let g = Graph::new("f");
+        let x = g.param("x", Type::f32([4]));
+        let f = g.finish(&g.call(&square, &[x])).unwrap();
+        let mut dump = Dump::all();
+        prepare_with(&f, &Target::Cpu, true, &mut dump).unwrap();
+        let stages: Vec<Stage> = dump.texts().map(|(s, _)| s).collect();
+        let passes = [Stage::Inline, Stage::Canonical, Stage::Precision, Stage::Decompose, Stage::Partition];
+        assert_eq!(stages, passes);
+        for (stage, text) in dump.texts() {
+            assert_eq!(text::print(&text::parse(text).unwrap()), text, "{stage}");
+        }
+        let inline = dump.text(Stage::Inline).unwrap();
+        assert!(inline.contains("add") && !inline.contains("call"), "{inline}");
+        assert!(!dump.text(Stage::Canonical).unwrap().contains("add"));
+    }
+
+    #[test]
+    fn an_ill_formed_function_is_refused_with_its_stage() {
+        let g = Graph::new("f");
+        let x = g.param("x", Type::f32([4]));
+        let mut f = g.finish(&[x.exp()]).unwrap();
+        f.values[1].ty = Type::f32([5]);
+        let e = prepare_with(&f, &Target::Cpu, true, &mut Dump::none()).unwrap_err().to_string();
+        assert!(e.contains("model") && e.contains("exp"), "{e}");
+    }
+}
