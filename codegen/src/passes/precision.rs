@@ -134,6 +134,26 @@ mod tests {
     }
 
     #[test]
+    fn programs_of_16_bit_floats_compile_and_run() {
+        let g = Graph::new("f");
+        let x = g.param("x", Type::new(DType::BF16, [3, 5]));
+        let h = g.param("h", Type::new(DType::F16, [3, 5]));
+        let kept = x.gt(x.full_like(0.0)).select(x, x.full_like(0.5));
+        let f = g.finish(&[g.concat(&[kept, x.exp()], 0), h * h + 1.0, h.max(&[1]), x.transpose(&[1, 0])]).unwrap();
+        let data: Vec<f64> = (0..15).map(|i| (i as f64 - 7.0) / 5.0).collect();
+        let args = [DType::BF16, DType::F16].map(|d| Array::from_f64(Type::new(d, [3, 5]), &data));
+        let want = eval(&f, &args, Precision::F32).unwrap();
+        let gpu = |f16| Target::Gpu(GpuLimits { f16, ..GpuLimits::default() });
+        for target in [Target::Cpu, gpu(false), gpu(true)] {
+            let exec = crate::compile(&f, &crate::Options::new(target)).unwrap().exec;
+            assert_eq!(crate::kernel::interp::run_executable(&exec, &args).unwrap(), want, "{target:?}");
+            for shader in exec.kernels.iter().flat_map(|k| &k.shaders) {
+                crate::wgsl::check(&shader.wgsl).unwrap();
+            }
+        }
+    }
+
+    #[test]
     fn f16_arithmetic_stays_where_the_target_has_it_but_sums_are_wide() {
         let target = Target::Gpu(GpuLimits { f16: true, ..GpuLimits::default() });
         let f = precision(&program(DType::F16), &target).unwrap();
