@@ -155,3 +155,14 @@ fn a_case_without_its_output_is_found() {
     assert!(cases[1].expected.is_empty());
     assert!(parse_file("func a").is_err());
 }
+
+#[test]
+fn random_programs_verify_and_read_back() {
+    use dnx_tests::random_graph::{Config, random_func};
+    for seed in 0..200 {
+        let (func, _) = random_func(seed, &Config::default());
+        verify::verify(&func).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let text = func.to_string();
+        assert_eq!(text::parse(&text).as_ref(), Ok(&func), "seed {seed}:\n{text}");
+    }
+}
