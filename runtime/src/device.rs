@@ -8,9 +8,9 @@ use crate::buffer::to_device;
 use crate::cpu::{CpuDevice, CpuMemory};
 use crate::program::LoadedProgram;
 use crate::{Buffer, Error, Program, Result};
-use dnx_codegen::Target;
 use dnx_codegen::exec::{ALIGN, Executable, VERSION};
-use dnx_ir::{Array, Type};
+use dnx_codegen::{Options, Target};
+use dnx_ir::{Array, Func, Type};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -179,6 +179,13 @@ impl Device {
             Inner::Cpu(cpu) => LoadedProgram::Cpu(cpu.load(&exec, self.name())?),
         };
         Ok(Program::new(self.clone(), exec, loaded))
+    }
+
+    /// Compiles a function for this device and loads it. `donate` pairs an input whose memory is given up with the
+    /// output that takes it over.
+    pub fn compile(&self, func: &Func, donate: &[(usize, usize)]) -> Result<Program> {
+        let options = Options::new(self.target()).with_donate(donate);
+        self.load(dnx_codegen::compile(func, &options)?.exec)
     }
 
     /// Whether the other handle is of the same device.

@@ -3,8 +3,19 @@
 //! Memory is plain host memory. All programs, reads and writes of one device take its *queue*, a lock, so
 //! that they happen one after another as on any other device.
 
+mod column;
+mod contract;
+mod exec;
+mod math;
 mod memory;
+mod ops;
+mod plan;
 mod program;
+mod rows;
+mod scatter;
+mod scratch;
+mod space;
+mod threads;
 
 pub(crate) use memory::CpuMemory;
 pub(crate) use program::{CpuBound, CpuProgram};
@@ -29,9 +40,16 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    /// Waits for the turn to touch memory.
     pub(crate) fn enter(&self) -> MutexGuard<'_, ()> {
         // The lock guards no invariant: after a panic elsewhere memory is still memory.
         self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits for the turn to run a program. `None` on a thread that waits for a fork of one: the pool has given it
+    /// a task that starts another, which would wait for itself.
+    pub(crate) fn enter_program(&self) -> Option<MutexGuard<'_, ()>> {
+        if threads::waits() { None } else { Some(self.enter()) }
     }
 }
 
@@ -50,7 +68,7 @@ impl CpuDevice {
             name: processor().unwrap_or_else(|| std::env::consts::ARCH.to_string()),
             kind: DeviceKind::Cpu,
             backend: "cpu".to_string(),
-            driver: "kernel IR".to_string(),
+            driver: ops::ops().name.to_string(),
             memory: memory_bytes(),
             features: vec![],
             limits: BTreeMap::from([("threads".to_string(), threads as u64)]),

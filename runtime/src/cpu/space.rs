@@ -1,0 +1,325 @@
+//! Spaces and indices as the cpu walks them.
+//!
+//! A [`Space`] is a kernel's iteration space with dims of extent 1 dropped and neighbours merged where no index
+//! tells them apart. Its last dims are *inner*: a *row* is all inner coordinates at one setting of the others.
+//! A flat range of points falls into *runs*: stretches of the last dim, along which an affine index is a line.
+
+use dnx_codegen::kernel::{Atom, Check, Idx};
+
+/// Merged dims, slowest first; the first `outer` of them number the rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Space {
+    pub(crate) dims: Vec<usize>,
+    pub(crate) outer: usize,
+    /// For each dim the kernel dim whose coefficient it takes: the fastest one merged into it.
+    from: Vec<usize>,
+    /// For each dim the slowest kernel dim merged into it.
+    begin: Vec<usize>,
+}
+
+/// A compiled [`Idx`]: coefficients per dim of a space, and quotients and remainders.
+#[derive(Clone, Debug)]
+pub(crate) struct Index {
+    pub(crate) offset: i64,
+    pub(crate) coef: Vec<i64>,
+    pub(crate) parts: Vec<Part>,
+}
+
+/// `coef * (index / by)` or `coef * (index % by)`.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    coef: i64,
+    index: Index,
+    by: i64,
+    remainder: bool,
+    magic: Magic,
+}
+
+/// A compiled [`Check`].
+#[derive(Clone, Debug)]
+pub(crate) struct Test {
+    index: Index,
+    lo: i64,
+    hi: i64,
+    multiple: i64,
+    magic: Magic,
+}
+
+/// Division by a constant as a multiplication and a shift; exact below 2^31.
+#[derive(Clone, Copy, Debug)]
+struct Magic {
+    factor: u64,
+    shift: u32,
+}
+
+impl Magic {
+    fn new(by: i64) -> Magic {
+        let by = (by.max(1)) as u64;
+        let shift = 31 + (64 - (by - 1).leading_zeros()).min(32);
+        Magic { factor: ((1u128 << shift).div_ceil(by as u128)) as u64, shift }
+    }
+
+    #[inline(always)]
+    fn quotient(self, x: i32) -> i32 {
+        ((x as u32 as u64).wrapping_mul(self.factor) >> self.shift) as i32
+    }
+}
+
+impl Space {
+    /// The space of these kernel dims: `(dim, extent)` of the outer ones, then of the inner ones, with the indices
+    /// that must stay expressible.
+    pub(crate) fn new(outer: &[(usize, usize)], inner: &[(usize, usize)], indices: &[&Idx]) -> Space {
+        let mut forms = Vec::new();
+        for index in indices {
+            collect_forms(index, &mut forms);
+        }
+        let mut space = Space { dims: vec![], outer: 0, from: vec![], begin: vec![] };
+        for (which, group) in [outer, inner].into_iter().enumerate() {
+            let first = space.dims.len();
+            for &(dim, size) in group.iter().filter(|d| d.1 != 1) {
+                let last = space.dims.len();
+                let merges =
+                    last > first && forms.iter().all(|f| f.coef(space.from[last - 1]) == f.coef(dim) * size as i64);
+                if merges {
+                    space.dims[last - 1] *= size;
+                    space.from[last - 1] = dim;
+                } else {
+                    space.dims.push(size);
+                    space.from.push(dim);
+                    space.begin.push(dim);
+                }
+            }
+            if which == 0 {
+                space.outer = space.dims.len();
+            }
+        }
+        space
+    }
+
+    /// Where in this list of kernel dims the last (merged) dim begins; its end if there is none.
+    pub(crate) fn last_begins(&self, dims: &[(usize, usize)]) -> usize {
+        let begin = self.begin.last();
+        dims.iter().position(|d| Some(&d.0) == begin).unwrap_or(dims.len())
+    }
+
+    /// Points of one row.
+    pub(crate) fn cols(&self) -> usize {
+        self.dims[self.outer..].iter().product()
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.dims[..self.outer].iter().product()
+    }
+
+    /// Compiles an index over the kernel's dims.
+    pub(crate) fn index(&self, idx: &Idx) -> Index {
+        let parts = idx.terms.iter().filter_map(|(coef, atom)| {
+            let (inner, by, remainder) = match atom {
+                Atom::Dim(_) => return None,
+                Atom::Div(i, n) => (i, *n, false),
+                Atom::Mod(i, n) => (i, *n, true),
+            };
+            Some(Part { coef: *coef, index: self.index(inner), by, remainder, magic: Magic::new(by) })
+        });
+        Index { offset: idx.offset, coef: self.from.iter().map(|&d| idx.coef(d)).collect(), parts: parts.collect() }
+    }
+
+    /// Compiles checks.
+    pub(crate) fn tests(&self, checks: &[Check]) -> Vec<Test> {
+        let tests = checks.iter().map(|c| Test {
+            index: self.index(&c.index),
+            lo: c.lo,
+            hi: c.hi,
+            multiple: c.multiple,
+            magic: Magic::new(c.multiple),
+        });
+        tests.collect()
+    }
+}
+
+fn collect_forms<'a>(index: &'a Idx, forms: &mut Vec<&'a Idx>) {
+    forms.push(index);
+    for (_, atom) in &index.terms {
+        match atom {
+            Atom::Dim(_) => {}
+            Atom::Div(i, _) | Atom::Mod(i, _) => collect_forms(i, forms),
+        }
+    }
+    for check in &index.checks {
+        collect_forms(&check.index, forms);
+    }
+}
+
+/// The longest rank a space may have.
+pub(crate) const MAX_RANK: usize = 16;
+
+/// Calls `f(coordinates, offset in the range, length)` for each run of the flat range `at .. at + n` of `dims`.
+/// The coordinates are those of the run's first point.
+#[inline]
+pub(crate) fn for_runs(dims: &[usize], at: usize, n: usize, mut f: impl FnMut(&[usize], usize, usize)) {
+    if n == 0 {
+        return;
+    }
+    let Some(last) = dims.len().checked_sub(1) else {
+        return f(&[], 0, n);
+    };
+    let mut place = [0usize; MAX_RANK];
+    let mut rest = at;
+    for d in (0..dims.len()).rev() {
+        place[d] = rest % dims[d];
+        rest /= dims[d];
+    }
+    let mut done = 0;
+    loop {
+        let len = (dims[last] - place[last]).min(n - done);
+        f(&place[..dims.len()], done, len);
+        done += len;
+        if done == n {
+            return;
+        }
+        place[last] = 0;
+        for d in (0..last).rev() {
+            place[d] += 1;
+            if place[d] < dims[d] {
+                break;
+            }
+            place[d] = 0;
+        }
+    }
+}
+
+impl Index {
+    /// The value at these coordinates (of a prefix of the dims; the others count as 0).
+    #[inline]
+    pub(crate) fn at(&self, place: &[usize]) -> i64 {
+        let mut sum = self.offset;
+        for (x, c) in place.iter().zip(&self.coef) {
+            sum += *x as i64 * c;
+        }
+        for p in &self.parts {
+            let v = p.index.at(place);
+            sum += p.coef * if p.remainder { v.rem_euclid(p.by) } else { v.div_euclid(p.by) };
+        }
+        sum
+    }
+
+    /// Whether the last of `rank` dims enters linearly, if at all.
+    pub(crate) fn is_line(&self, rank: usize) -> bool {
+        self.parts.iter().all(|p| !p.index.uses(rank))
+    }
+
+    /// Whether the last of `rank` dims enters at all.
+    fn uses(&self, rank: usize) -> bool {
+        rank > 0 && (self.coef[rank - 1] != 0 || self.parts.iter().any(|p| p.index.uses(rank)))
+    }
+
+    /// Whether it counts up by one along the flat order of `dims`, a prefix of the space's.
+    pub(crate) fn is_flat(&self, dims: &[usize]) -> bool {
+        let mut stride = 1;
+        for d in (0..dims.len()).rev() {
+            if self.coef[d] != stride {
+                return false;
+            }
+            stride *= dims[d] as i64;
+        }
+        self.parts.is_empty()
+    }
+
+    /// Step along the last of `rank` dims.
+    pub(crate) fn step(&self, rank: usize) -> i64 {
+        if rank == 0 { 0 } else { self.coef[rank - 1] }
+    }
+
+    /// Buffers of the chunk's length that [`Index::fill`] needs.
+    pub(crate) fn depth(&self) -> usize {
+        self.parts.iter().map(|p| 1 + p.index.depth()).max().unwrap_or(0)
+    }
+
+    /// Least and greatest value over `dims`, in absolute terms of the sums that lead to it.
+    pub(crate) fn reach(&self, dims: &[usize]) -> i64 {
+        let line: i64 = self
+            .coef
+            .iter()
+            .zip(dims)
+            .map(|(c, &d)| c.saturating_abs().saturating_mul(d as i64))
+            .fold(0, i64::saturating_add);
+        let parts = self.parts.iter().map(|p| {
+            let inner = p.index.reach(dims);
+            let own = if p.remainder { p.by } else { inner / p.by };
+            inner.max(own.saturating_mul(p.coef.saturating_abs()))
+        });
+        parts.fold(line.saturating_add(self.offset.saturating_abs()), i64::saturating_add)
+    }
+
+    /// Writes the values over the flat range `at ..` of `dims` to `out`; `temp` has [`Index::depth`] buffers.
+    pub(crate) fn fill(&self, dims: &[usize], at: usize, out: &mut [i32], temp: &mut [i32]) {
+        let n = out.len();
+        let step = self.step(dims.len()) as i32;
+        for_runs(dims, at, n, |place, done, len| {
+            let mut base = self.offset;
+            for (x, c) in place.iter().zip(&self.coef) {
+                base += *x as i64 * c;
+            }
+            let base = base as i32;
+            for (i, o) in out[done..done + len].iter_mut().enumerate() {
+                *o = base.wrapping_add((i as i32).wrapping_mul(step));
+            }
+        });
+        for p in &self.parts {
+            let (inner, temp) = temp.split_at_mut(n);
+            p.index.fill(dims, at, inner, temp);
+            let (coef, by, magic) = (p.coef as i32, p.by as i32, p.magic);
+            if p.remainder {
+                for (o, &x) in out.iter_mut().zip(inner.iter()) {
+                    let r = x.wrapping_sub(magic.quotient(x).wrapping_mul(by));
+                    *o = o.wrapping_add(coef.wrapping_mul(r));
+                }
+            } else {
+                for (o, &x) in out.iter_mut().zip(inner.iter()) {
+                    *o = o.wrapping_add(coef.wrapping_mul(magic.quotient(x)));
+                }
+            }
+        }
+    }
+}
+
+impl Test {
+    /// Whether it holds at these coordinates.
+    pub(crate) fn holds(&self, place: &[usize]) -> bool {
+        let i = self.index.at(place);
+        i >= self.lo && i < self.hi && (i - self.lo) % self.multiple == 0
+    }
+
+    /// Whether the last of `rank` dims does not matter.
+    pub(crate) fn ignores_last(&self, rank: usize) -> bool {
+        !self.index.uses(rank)
+    }
+
+    /// Buffers that [`Test::fill`] needs.
+    pub(crate) fn depth(&self) -> usize {
+        1 + self.index.depth()
+    }
+
+    pub(crate) fn reach(&self, dims: &[usize]) -> i64 {
+        self.index.reach(dims).saturating_add(self.lo.saturating_abs()).max(self.hi.saturating_abs())
+    }
+
+    /// Clears `mask` where it does not hold.
+    pub(crate) fn fill(&self, dims: &[usize], at: usize, mask: &mut [u32], temp: &mut [i32]) {
+        let (index, temp) = temp.split_at_mut(mask.len());
+        self.index.fill(dims, at, index, temp);
+        let (lo, hi, by, magic) = (self.lo as i32, self.hi as i32, self.multiple as i32, self.magic);
+        if by == 1 {
+            for (m, &x) in mask.iter_mut().zip(index.iter()) {
+                *m &= u32::from(x >= lo) & u32::from(x < hi);
+            }
+        } else {
+            for (m, &x) in mask.iter_mut().zip(index.iter()) {
+                let y = x.wrapping_sub(lo);
+                let r = y.wrapping_sub(magic.quotient(y).wrapping_mul(by));
+                *m &= u32::from(x >= lo) & u32::from(x < hi) & u32::from(r == 0);
+            }
+        }
+    }
+}
