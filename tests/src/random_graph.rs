@@ -119,7 +119,7 @@ impl Rng {
 
     /// `0..n`.
     fn below(&mut self, n: usize) -> usize {
-        (self.bits() as u64 * n as u64 >> 32) as usize
+        ((self.bits() as u64 * n as u64) >> 32) as usize
     }
 
     fn one_of<T: Copy>(&mut self, list: &[T]) -> T {
