@@ -10,6 +10,7 @@
 
 pub mod buffer;
 mod cpu;
+pub mod gpu;
 pub mod device;
 pub mod error;
 pub mod jit;

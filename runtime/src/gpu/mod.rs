@@ -1,0 +1,22 @@
+//! The gpu device: wgpu over Vulkan, Metal or DX12. This folder owns every wgpu call of the house.
+//!
+//! * [`device`]: adapters, opening one, its limits, and the *fault*: the first error that came outside any scope,
+//!   or the loss of the device. Everything asks for it before and after its work, so nothing fails in silence.
+//! * [`memory`]: ranges of allocations, and their traffic with the host.
+//! * [`program`]: pipelines, bind groups made once, and the encoding of a run.
+//! * [`multi`]: segment tables of `Multi` kernels.
+//!
+//! Programs, reads and writes of one device take its *turn*, a lock, so that they reach the queue one after another.
+
+mod device;
+mod error;
+mod memory;
+mod multi;
+mod program;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use device::{GpuAdapter, GpuDevice, adapters};
+pub use error::GpuError;
+pub(crate) use memory::GpuMemory;
+pub(crate) use program::{GpuBound, GpuProgram};
