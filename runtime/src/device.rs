@@ -6,6 +6,7 @@
 
 use crate::buffer::to_device;
 use crate::cpu::{CpuDevice, CpuMemory};
+use crate::gpu::{GpuDevice, GpuMemory, adapters};
 use crate::program::LoadedProgram;
 use crate::{Buffer, Error, Program, Result};
 use dnx_codegen::exec::{ALIGN, Executable, VERSION};
@@ -62,6 +63,8 @@ pub struct Device {
 pub(crate) enum Inner {
     /// The host's processor.
     Cpu(CpuDevice),
+    /// A GPU.
+    Gpu(GpuDevice),
 }
 
 /// Memory of either kind of device.
@@ -69,6 +72,8 @@ pub(crate) enum Inner {
 pub(crate) enum Memory {
     /// Of the cpu device.
     Cpu(CpuMemory),
+    /// Of a GPU.
+    Gpu(GpuMemory),
 }
 
 impl Device {
@@ -81,20 +86,21 @@ impl Device {
     /// `gpu` (the best one), `gpu:1` (by position among the GPUs of [`Device::list`]), or a part of the name or
     /// `backend:name` of an adapter, in any case. Software rasterisers are opened only by name.
     pub fn open(selector: Option<&str>) -> Result<Device> {
-        let all = Device::list();
-        match select(&all, selector)? {
-            at if all[at].kind == DeviceKind::Cpu => Ok(Device::cpu()),
-            at => Device::open_gpu(&all, at),
+        let gpus = adapters();
+        let mut all: Vec<DeviceInfo> = gpus.iter().map(|gpu| gpu.info()).collect();
+        all.push(CpuDevice::info());
+        let at = select(&all, selector)?;
+        match gpus.get(at) {
+            Some(gpu) => Ok(Device { inner: Inner::Gpu(gpu.open()?), info: Arc::new(all.swap_remove(at)) }),
+            None => Ok(Device::cpu()),
         }
-    }
-
-    fn open_gpu(all: &[DeviceInfo], at: usize) -> Result<Device> {
-        Err(Error::NoDevice { selector: all[at].name.clone(), available: vec!["cpu".into()] })
     }
 
     /// Every device: the GPUs in the order of `gpu:0`, `gpu:1`.., then the cpu.
     pub fn list() -> Vec<DeviceInfo> {
-        vec![CpuDevice::info()]
+        let mut all: Vec<DeviceInfo> = adapters().iter().map(|gpu| gpu.info()).collect();
+        all.push(CpuDevice::info());
+        all
     }
 
     /// Its name.
@@ -111,6 +117,7 @@ impl Device {
     pub fn target(&self) -> Target {
         match &self.inner {
             Inner::Cpu(_) => Target::Cpu,
+            Inner::Gpu(gpu) => Target::Gpu(*gpu.limits()),
         }
     }
 
@@ -150,6 +157,7 @@ impl Device {
                 })?;
                 memory.into_iter().map(Memory::Cpu).collect()
             }
+            Inner::Gpu(gpu) => gpu.alloc(&bytes)?.into_iter().map(Memory::Gpu).collect(),
         };
         let buffers = types.iter().zip(memory);
         Ok(buffers.map(|(ty, memory)| Buffer { ty: ty.clone(), device: self.clone(), memory }).collect())
@@ -177,6 +185,7 @@ impl Device {
         let exec = Arc::new(exec);
         let loaded = match &self.inner {
             Inner::Cpu(cpu) => LoadedProgram::Cpu(cpu.load(&exec, self.name())?),
+            Inner::Gpu(gpu) => LoadedProgram::Gpu(gpu.load(&exec)?),
         };
         Ok(Program::new(self.clone(), exec, loaded))
     }
@@ -192,12 +201,18 @@ impl Device {
     pub fn same(&self, other: &Device) -> bool {
         match (&self.inner, &other.inner) {
             (Inner::Cpu(a), Inner::Cpu(b)) => a.same(b),
+            (Inner::Gpu(a), Inner::Gpu(b)) => a.same(b),
+            (Inner::Cpu(_), Inner::Gpu(_)) | (Inner::Gpu(_), Inner::Cpu(_)) => false,
         }
     }
 
     pub(crate) fn write(&self, memory: &Memory, bytes: &[u8]) -> Result<()> {
         match (&self.inner, memory) {
             (Inner::Cpu(cpu), Memory::Cpu(memory)) => cpu.write(memory, bytes),
+            (Inner::Gpu(gpu), Memory::Gpu(memory)) => gpu.write(memory, bytes)?,
+            (Inner::Cpu(_), Memory::Gpu(_)) | (Inner::Gpu(_), Memory::Cpu(_)) => {
+                unreachable!("a buffer keeps its own device")
+            }
         }
         Ok(())
     }
@@ -205,6 +220,10 @@ impl Device {
     pub(crate) fn read(&self, memory: &Memory) -> Result<Vec<u8>> {
         match (&self.inner, memory) {
             (Inner::Cpu(cpu), Memory::Cpu(memory)) => Ok(cpu.read(memory)),
+            (Inner::Gpu(gpu), Memory::Gpu(memory)) => Ok(gpu.read(memory)?),
+            (Inner::Cpu(_), Memory::Gpu(_)) | (Inner::Gpu(_), Memory::Cpu(_)) => {
+                unreachable!("a buffer keeps its own device")
+            }
         }
     }
 

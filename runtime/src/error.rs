@@ -126,6 +126,9 @@ pub enum Error {
         /// What the kernel reported.
         reason: String,
     },
+    /// A GPU failed or refused.
+    #[error(transparent)]
+    Gpu(#[from] crate::gpu::GpuError),
     /// The graph is wrong.
     #[error(transparent)]
     Graph(#[from] dnx_ir::Error),

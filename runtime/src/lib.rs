@@ -10,14 +10,15 @@
 
 pub mod buffer;
 mod cpu;
-pub mod gpu;
 pub mod device;
 pub mod error;
+mod gpu;
 pub mod jit;
 pub mod program;
 
 pub use buffer::Buffer;
 pub use device::{Device, DeviceInfo, DeviceKind};
 pub use error::{Error, Result};
+pub use gpu::GpuError;
 pub use jit::Jit;
 pub use program::{Bound, Program, executable_from_bytes, executable_to_bytes};

@@ -1,7 +1,8 @@
 //! Programs: executables ready to run on a device, and their bindings to buffers.
 
-use crate::cpu::{CpuBound, CpuProgram};
+use crate::cpu::{CpuBound, CpuMemory, CpuProgram};
 use crate::device::{Device, Memory};
+use crate::gpu::{GpuBound, GpuMemory, GpuProgram};
 use crate::{Buffer, Error, Result};
 use dnx_codegen::exec::{Executable, VERSION};
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub struct Program {
 pub(crate) enum LoadedProgram {
     /// Planned kernels.
     Cpu(Arc<CpuProgram>),
+    /// Slabs, constants and pipelines.
+    Gpu(Arc<GpuProgram>),
 }
 
 /// A program with its inputs and outputs fixed.
@@ -31,6 +34,7 @@ pub struct Bound {
 
 enum LoadedBound {
     Cpu(CpuBound),
+    Gpu(GpuBound),
 }
 
 impl Program {
@@ -71,15 +75,8 @@ impl Program {
             })
             .collect();
         let loaded = match &self.loaded {
-            LoadedProgram::Cpu(program) => {
-                let cpu = |buffers: &[Buffer]| {
-                    let memory = buffers.iter().map(|b| match &b.memory {
-                        Memory::Cpu(memory) => memory.clone(),
-                    });
-                    memory.collect::<Vec<_>>()
-                };
-                LoadedBound::Cpu(program.bind(cpu(inputs), cpu(&outputs)))
-            }
+            LoadedProgram::Cpu(program) => LoadedBound::Cpu(program.bind(cpu_memory(inputs), cpu_memory(&outputs))),
+            LoadedProgram::Gpu(program) => LoadedBound::Gpu(program.bind(&gpu_memory(inputs), &gpu_memory(&outputs))?),
         };
         Ok(Bound { program: self.clone(), inputs: inputs.to_vec(), outputs, loaded })
     }
@@ -120,10 +117,30 @@ impl Program {
     }
 }
 
+/// The memory of buffers that were checked to live on a cpu device.
+fn cpu_memory(buffers: &[Buffer]) -> Vec<CpuMemory> {
+    let memory = buffers.iter().map(|b| match &b.memory {
+        Memory::Cpu(memory) => memory.clone(),
+        Memory::Gpu(_) => unreachable!("inputs were checked to live on the program's device"),
+    });
+    memory.collect()
+}
+
+/// The memory of buffers that were checked to live on a GPU.
+fn gpu_memory(buffers: &[Buffer]) -> Vec<GpuMemory> {
+    let memory = buffers.iter().map(|b| match &b.memory {
+        Memory::Gpu(memory) => memory.clone(),
+        Memory::Cpu(_) => unreachable!("inputs were checked to live on the program's device"),
+    });
+    memory.collect()
+}
+
 impl Memory {
     fn overlaps(&self, other: &Memory) -> bool {
         match (self, other) {
             (Memory::Cpu(a), Memory::Cpu(b)) => a.overlaps(b),
+            (Memory::Gpu(a), Memory::Gpu(b)) => a.overlaps(b),
+            (Memory::Cpu(_), Memory::Gpu(_)) | (Memory::Gpu(_), Memory::Cpu(_)) => false,
         }
     }
 }
@@ -133,6 +150,7 @@ impl Bound {
     pub fn run(&self) -> Result<()> {
         match &self.loaded {
             LoadedBound::Cpu(bound) => bound.run(),
+            LoadedBound::Gpu(bound) => Ok(bound.run()?),
         }
     }
 

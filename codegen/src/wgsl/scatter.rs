@@ -63,16 +63,7 @@ pub(super) fn write(kernel: &Kernel, limits: &GpuLimits) -> Result<Vec<Shader>> 
     w.emit(&[scatter.update])?;
     let update = w.value(scatter.update)?;
     let update = w.widened(kernel.dtype(scatter.update), &update);
-    // Each addition rounds to the table's dtype.
-    let sum = format!("sum + {update}");
-    let sum = match out {
-        DType::F16 | DType::BF16 => {
-            let rounded = w.rounded(out, &format!("({sum})"));
-            w.widened(out, &rounded)
-        }
-        _ => sum,
-    };
-    w.line(format!("sum = {sum};"));
+    w.line(format!("sum = sum + {update};"));
     w.close();
     w.close();
     let sum = w.rounded(out, "sum");

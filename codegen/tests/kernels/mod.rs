@@ -167,7 +167,7 @@ pub fn loop_binary(n: usize, dtype: DType) -> Kernel {
     use BinaryOp::*;
     let ops: &[BinaryOp] = match dtype {
         DType::I32 | DType::U32 => &[Add, Sub, Mul, Div, Max, Min, Rem, And, Or, Xor, Shl, Shr],
-        DType::Bool => &[Max, Min, And, Or, Xor],
+        DType::Bool => &[And, Or, Xor],
         _ => &[Add, Sub, Mul, Div, Max, Min, Rem],
     };
     for &op in ops {

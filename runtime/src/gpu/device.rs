@@ -26,7 +26,6 @@ pub(crate) struct GpuDevice {
 pub(super) struct Shared {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
-    pub(super) name: String,
     pub(super) limits: GpuLimits,
     /// Whether shaders keep their bounds checks.
     pub(super) checked: bool,
@@ -143,7 +142,6 @@ impl GpuAdapter {
             shared: Arc::new(Shared {
                 device,
                 queue,
-                name,
                 limits: gpu_limits(&self.adapter),
                 checked: cfg!(debug_assertions),
                 pipelines: Mutex::default(),
@@ -218,6 +216,7 @@ impl GpuDevice {
     /// If the device has failed.
     pub(crate) fn write(&self, memory: &GpuMemory, bytes: &[u8]) -> Result<(), GpuError> {
         let _turn = self.shared.turn();
+        self.shared.check()?;
         memory.write(&self.shared, bytes)?;
         self.shared.check()
     }
@@ -228,6 +227,7 @@ impl GpuDevice {
     /// If the device has failed: the content would not be what it should.
     pub(crate) fn read(&self, memory: &GpuMemory) -> Result<Vec<u8>, GpuError> {
         let mut turn = self.shared.turn();
+        self.shared.check()?;
         let bytes = memory.read(&self.shared, &mut turn.staging)?;
         self.shared.check()?;
         Ok(bytes)
@@ -241,9 +241,13 @@ impl Shared {
         self.turn.lock().unwrap_or_else(|p| p.into_inner())
     }
 
+    fn fault(&self) -> MutexGuard<'_, Option<GpuError>> {
+        self.fault.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
     /// The fault, if there was one. Others than a loss are reported once.
     pub(super) fn check(&self) -> Result<(), GpuError> {
-        let mut slot = self.fault.lock().unwrap_or_else(|p| p.into_inner());
+        let mut slot = self.fault();
         match &*slot {
             None => Ok(()),
             Some(lost @ GpuError::Lost { .. }) => Err(lost.clone()),
@@ -261,9 +265,14 @@ impl Shared {
         for scope in scopes.into_iter().rev() {
             errors.extend(pollster::block_on(scope.pop()));
         }
-        match errors.pop() {
-            Some(error) => Err(GpuError::from_wgpu(what, error)),
-            None => Ok(value),
+        let Some(error) = errors.pop() else {
+            return Ok(value);
+        };
+        // A lost device refuses everything; its loss is the reason to tell, and is heard of by polling.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+        match &*self.fault() {
+            Some(lost @ GpuError::Lost { .. }) => Err(lost.clone()),
+            _ => Err(GpuError::from_wgpu(what, error)),
         }
     }
 

@@ -81,7 +81,9 @@ impl GpuError {
         let what = what.to_string();
         match error {
             wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory { what },
-            wgpu::Error::Validation { description, .. } => GpuError::Validation { what, message: one_line(&description) },
+            wgpu::Error::Validation { description, .. } => {
+                GpuError::Validation { what, message: one_line(&description) }
+            }
             wgpu::Error::Internal { description, .. } => GpuError::Driver { what, message: one_line(&description) },
         }
     }

@@ -16,7 +16,7 @@ mod program;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use device::{GpuAdapter, GpuDevice, adapters};
+pub(crate) use device::{GpuDevice, adapters};
 pub use error::GpuError;
 pub(crate) use memory::GpuMemory;
 pub(crate) use program::{GpuBound, GpuProgram};

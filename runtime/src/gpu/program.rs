@@ -91,11 +91,7 @@ impl GpuProgram {
     ///
     /// # Errors
     /// If a shader or a binding is refused, or a kernel would read what it writes.
-    pub(crate) fn bind(
-        self: &Arc<Self>,
-        inputs: &[GpuMemory],
-        outputs: &[GpuMemory],
-    ) -> Result<GpuBound, GpuError> {
+    pub(crate) fn bind(self: &Arc<Self>, inputs: &[GpuMemory], outputs: &[GpuMemory]) -> Result<GpuBound, GpuError> {
         let shared = &self.device.shared;
         shared.check()?;
         let resolve = Resolve { program: self, inputs, outputs };
@@ -434,9 +430,7 @@ fn pipeline(
             shared.device.create_shader_module(descriptor)
         } else {
             // SAFETY: every index of a shader is made by the compiler; the tests run the same text with checks.
-            unsafe {
-                shared.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
-            }
+            unsafe { shared.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
         let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..shader.bindings.len())
             .map(|b| wgpu::BindGroupLayoutEntry {

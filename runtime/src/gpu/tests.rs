@@ -241,7 +241,10 @@ fn relative_accuracy_where_drivers_lose_it() {
     for (i, &x) in points.iter().enumerate() {
         let relative = |got: f64, exact: f64| ((got - exact) / exact).abs();
         assert!(relative(near_zero[6][i], x.tanh()) < 4e-7, "tanh({x})");
-        assert!(relative(near_zero[7][i], 2.0 / std::f64::consts::PI.sqrt() * (x - x.powi(3) / 3.0)) < 4e-7, "erf({x})");
+        assert!(
+            relative(near_zero[7][i], 2.0 / std::f64::consts::PI.sqrt() * (x - x.powi(3) / 3.0)) < 4e-7,
+            "erf({x})"
+        );
         assert!(relative(near_one[3][i], above_one[i].ln()) < 4e-7, "log({})", above_one[i]);
     }
 }
@@ -378,7 +381,8 @@ fn contractions_of_ragged_sizes() {
 
 #[test]
 fn contractions_with_every_tile() {
-    let tiles = [([16, 16, 16], [4, 4], 1), ([64, 64, 16], [4, 4], 3), ([64, 64, 8], [8, 8], 1), ([32, 64, 12], [8, 4], 2)];
+    let tiles =
+        [([16, 16, 16], [4, 4], 1), ([64, 64, 16], [4, 4], 3), ([64, 64, 8], [8, 8], 1), ([32, 64, 12], [8, 4], 2)];
     for (block, per_invocation, split) in tiles {
         let mut kernel = kernels::contract_matmul(2, 37, 70, 100, DType::F32, false);
         kernel.tile.block = block;
@@ -411,7 +415,8 @@ fn multi_over_many_segments() {
     let device = test_device();
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         let kernel = kernels::multi_momentum(dtype);
-        let lengths: Vec<usize> = [1, 3, 63, 64, 65, 257, 1023, 1024, 1025, 5000, 1, 2].into_iter().cycle().take(40).collect();
+        let lengths: Vec<usize> =
+            [1, 3, 63, 64, 65, 257, 1023, 1024, 1025, 5000, 1, 2].into_iter().cycle().take(40).collect();
         let mut numbers = Numbers(8);
         let mut data: Vec<Vec<u8>> = vec![bytes(DType::F32, [0.1])];
         let mut segments = vec![];
@@ -544,9 +549,9 @@ fn errors_outside_any_scope_fail_the_next_run() {
         usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::MAP_WRITE,
         mapped_at_creation: false,
     });
-    let Err(e) = device.read(&memory) else { panic!("the fault went unnoticed") };
+    let Err(e) = device.read(&memory[0]) else { panic!("the fault went unnoticed") };
     assert!(matches!(e, GpuError::Validation { .. }), "{e}");
-    device.read(&memory).unwrap();
+    device.read(&memory[0]).unwrap();
 }
 
 #[test]
@@ -555,7 +560,7 @@ fn a_lost_device_says_so() {
     let memory = device.alloc(&[256]).unwrap();
     device.shared.device.destroy();
     let _ = device.shared.wait("the loss");
-    let Err(e) = device.read(&memory) else { panic!("a lost device was read") };
+    let Err(e) = device.read(&memory[0]) else { panic!("a lost device was read") };
     assert!(matches!(e, GpuError::Lost { .. }), "{e:?}");
     assert!(matches!(device.alloc(&[4]), Err(GpuError::Lost { .. })));
 }
