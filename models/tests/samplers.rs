@@ -122,7 +122,7 @@ fn samples_have_the_law_of_the_data() {
         ("ddim half", Preset::Ddpm.process(), Box::new(Ddim { eta: 0.5 }), GridKind::Uniform, 100),
         ("ddpm", Preset::Ddpm.process(), Box::new(Ddpm::default()), GridKind::Uniform, 250),
         ("ddpm on sit", Preset::Sit.process(), Box::new(Ddpm::default()), GridKind::Uniform, 100),
-        ("langevin", langevin, Box::new(Langevin { inner: 20, rate: 0.15 }), GridKind::Exponential, 20),
+        ("langevin", langevin, Box::new(Langevin { inner: 30, rate: 0.1 }), GridKind::Exponential, 20),
     ];
     for (name, process, sampler, kind, steps) in cases {
         let x = run(&*sampler, &process, kind, steps, N);

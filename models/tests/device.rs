@@ -1,0 +1,144 @@
+//! The programs of this crate, compiled, against the reference interpreter.
+
+use dnx_codegen::kernel::interp::run_executable;
+use dnx_codegen::{Options, compile};
+use dnx_ir::interp::{Precision, eval};
+use dnx_ir::threefry::key;
+use dnx_ir::{Array, DType};
+use dnx_models::network::{DitConfig, MlpConfig, Remat};
+use dnx_models::optim::{EmaConfig, OptimConfig};
+use dnx_models::process::Preset;
+use dnx_models::sample::{Generator, SampleConfig, SamplerKind, forward_program};
+use dnx_models::step::{StepOptions, train_step};
+use dnx_models::{DataSpec, Network, init};
+use dnx_runtime::Device;
+
+fn dit(remat: Remat) -> Network {
+    let config = DitConfig { dim: Some(12), depth: Some(2), heads: Some(3), patch: 2, remat, ..DitConfig::default() };
+    Network::Dit(config).resolve(&DataSpec { dims: vec![6, 4, 3], classes: 5 }).unwrap()
+}
+
+fn mlp() -> Network {
+    let config = MlpConfig { hidden: 24, layers: 2, time_width: 10, ..MlpConfig::default() };
+    Network::Mlp(config).resolve(&DataSpec { dims: vec![3], classes: 0 }).unwrap()
+}
+
+/// Weights with nothing at zero, so that every part of the network shows.
+fn weights(specs: &[dnx_models::ParamSpec]) -> Vec<Array> {
+    let normal = |s: &dnx_models::ParamSpec| init::Init::Normal { std: 0.2 }.draw(&s.dims, key(s.name.len() as u64));
+    specs.iter().map(|s| if s.trainable { normal(s) } else { s.init.draw(&s.dims, key(0)) }).collect()
+}
+
+fn close(got: &Array, want: &Array, tolerance: f64, what: &str) {
+    let (got, want) = (got.to_f64_vec(), want.to_f64_vec());
+    let scale = want.iter().fold(1e-6f64, |m, x| m.max(x.abs()));
+    for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+        assert!((g - w).abs() <= tolerance * scale, "{what}[{i}] is {g}, not {w}");
+    }
+}
+
+#[test]
+fn training_steps_are_those_of_the_interpreter() {
+    for (network, preset) in [
+        (mlp(), Preset::Dsm),
+        (dit(Remat::None), Preset::Sit),
+        (dit(Remat::Block), Preset::Edm),
+        (dit(Remat::None), Preset::Ddpm),
+    ] {
+        let optim = OptimConfig { lr: 1e-3, clip: 1.0, weight_decay: 0.01, ..OptimConfig::default() };
+        let options = StepOptions { batch: 6, accumulate: 2, level_bins: 3 };
+        let program = train_step(&network, &preset.process(), &optim, &EmaConfig::default(), &options).unwrap();
+        let mut dims = network.sample_dims().unwrap();
+        dims.insert(0, 6);
+        let mut rest = program.constants(5);
+        rest.push(init::Init::Normal { std: 1.0 }.draw(&dims, key(8)));
+        if network.classes() > 0 {
+            rest.push(Array::i32([6], &[0, 4, 2, 3, 1, 0]));
+        }
+        let mut state = program.state_from(&weights(&program.params));
+
+        let compiled = compile(&program.func, &Options::default().with_donate(&program.donate)).unwrap();
+        let device = Device::cpu();
+        let loaded = device.load(compiled.exec.clone()).unwrap();
+        let inputs: Vec<Array> = state.iter().chain(&rest).cloned().collect();
+        let bound = loaded.bind(&device.upload_all(&inputs).unwrap()).unwrap();
+        for step in 0..3 {
+            let args: Vec<Array> = state.iter().chain(&rest).cloned().collect();
+            let want = eval(&program.func, &args, Precision::F32).unwrap();
+            let kernels = run_executable(&compiled.exec, &args).unwrap();
+            bound.run().unwrap();
+            for (i, want) in want.iter().enumerate() {
+                let name = program.state.get(i).map_or("a metric", |s| &s.name);
+                let what = format!("{preset:?} step {step} {name}");
+                // Adam turns the sign of a gradient near zero into a whole step, which rounding may flip.
+                let tolerance = if want.dtype() == DType::U32 { 0.0 } else { 2e-3 };
+                close(&kernels[i], want, tolerance, &format!("{what} by kernels"));
+                close(&bound.outputs()[i].download().unwrap(), want, tolerance, &format!("{what} on the device"));
+            }
+            state = want[..state.len()].to_vec();
+        }
+    }
+}
+
+#[test]
+fn seeds_give_the_same_pictures_in_any_batch() {
+    let (network, process) = (dit(Remat::None), Preset::Sit.process());
+    let specs = network.specs().unwrap();
+    let weights = weights(&specs);
+    let device = Device::cpu();
+    let config = SampleConfig { steps: 4, cfg: 2.0, guidance_interval: Some([0.2, 0.8]), ..SampleConfig::default() };
+    let of = |batch: usize, seeds: &[u64], labels: &[i32]| {
+        let mut generator = Generator::new(&device, &network, &process, &weights, batch).unwrap();
+        generator.sample(&config, seeds, Some(labels), &mut |_, _, _, _| {}).unwrap()
+    };
+    let eight = of(4, &[0, 1, 2, 3, 4, 5, 6], &[0, 1, 2, 3, 4, 0, 1]);
+    assert_eq!(eight.dims(), [7, 6, 4, 3]);
+    let one = of(1, &[3], &[3]);
+    let n = one.elems();
+    let same = Array::f32(one.dims(), &eight.to_f32_vec()[3 * n..4 * n]);
+    close(&one, &same, 1e-5, "seed 3");
+    let other = of(1, &[3], &[2]);
+    assert!(one.to_f32_vec().iter().zip(other.to_f32_vec()).any(|(a, b)| (a - b).abs() > 1e-3), "the label matters");
+}
+
+#[test]
+fn guided_programs_extrapolate() {
+    let network = dit(Remat::None);
+    let plain = forward_program(&network, 2, false).unwrap();
+    let guided = forward_program(&network, 2, true).unwrap();
+    let weights = weights(&plain.params);
+    let x = init::Init::Normal { std: 1.0 }.draw(&[2, 6, 4, 3], key(1));
+    let call = |labels: [i32; 2]| {
+        let mut args = weights.clone();
+        args.extend([x.clone(), Array::f32([2], &[0.3, 0.9]), Array::f32([2], &[0.3, 0.9]), Array::i32([2], &labels)]);
+        args
+    };
+    let run = |f: &dnx_ir::Func, args: &[Array]| eval(f, args, Precision::F32).unwrap().remove(0).to_f64_vec();
+    let (c, u) = (run(&plain.func, &call([1, 4])), run(&plain.func, &call([5, 5])));
+    for scale in [0.0, 1.0, 2.5] {
+        let mut args = call([1, 4]);
+        args.push(Array::f32([], &[scale as f32]));
+        for (i, got) in run(&guided.func, &args).into_iter().enumerate() {
+            let want = u[i] + scale * (c[i] - u[i]);
+            assert!((got - want).abs() < 1e-4 * (1.0 + want.abs()), "{got} {want}");
+        }
+    }
+    let e = forward_program(&mlp(), 2, true).unwrap_err().to_string();
+    assert!(e.starts_with("sample.cfg"), "{e}");
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused() {
+    let (network, process) = (dit(Remat::None), Preset::Sit.process());
+    let weights = weights(&network.specs().unwrap());
+    let mut generator = Generator::new(&Device::cpu(), &network, &process, &weights, 2).unwrap();
+    let mut refused = |config: SampleConfig, seeds: &[u64], labels: &[i32]| {
+        generator.sample(&config, seeds, Some(labels), &mut |_, _, _, _| {}).unwrap_err().to_string()
+    };
+    let e = refused(SampleConfig::default(), &[1], &[7]);
+    assert!(e.contains("class 7") && e.contains('5'), "{e}");
+    let e = refused(SampleConfig::default(), &[1, 2], &[0]);
+    assert!(e.contains("1 labels for 2 seeds"), "{e}");
+    let e = refused(SampleConfig { sampler: SamplerKind::Langevin, ..SampleConfig::default() }, &[1], &[0]);
+    assert!(e.starts_with("sample.sampler"), "{e}");
+}
