@@ -29,12 +29,16 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// A graph could not be built, differentiated or compiled.
+    /// A network, process or step could not be built. Errors of the configuration are turned into
+    /// [`Error::Config`] where the place in the file is known.
+    #[error("{0}")]
+    Model(#[from] dnx_models::Error),
+    /// A graph could not be built or interpreted.
     #[error("{0}")]
     Graph(#[from] dnx_ir::Error),
-    /// The device failed.
+    /// The device failed or refused.
     #[error("{0}")]
-    Device(String),
+    Device(#[from] dnx_runtime::Error),
     /// The loss is not a number.
     #[error("{0}")]
     NonFinite(String),
@@ -49,6 +53,12 @@ pub enum Error {
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+impl From<dnx_codegen::CompileError> for Error {
+    fn from(error: dnx_codegen::CompileError) -> Error {
+        Error::Device(error.into())
+    }
+}
+
 impl Error {
     /// The exit status of a command that ends with this error: 2 when what the user gave is wrong, 130 for an
     /// interrupt, else 1.
@@ -56,7 +66,10 @@ impl Error {
         match self {
             Error::Config(_) | Error::Usage(_) | Error::Data(_) | Error::Checkpoint(_) => 2,
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 2,
-            Error::Io { .. } | Error::Graph(_) | Error::Device(_) | Error::NonFinite(_) => 1,
+            Error::Model(dnx_models::Error::Config { .. } | dnx_models::Error::Weights { .. }) => 2,
+            // Refused before any work: another device or a smaller batch is for the user to choose.
+            Error::Device(e) if is_choice(e) => 2,
+            Error::Io { .. } | Error::Model(_) | Error::Graph(_) | Error::Device(_) | Error::NonFinite(_) => 1,
             Error::Interrupted { .. } => 130,
         }
     }
@@ -66,6 +79,12 @@ impl Error {
         let path = path.as_ref().to_path_buf();
         move |source| Error::Io { doing, path, source }
     }
+}
+
+fn is_choice(error: &dnx_runtime::Error) -> bool {
+    use dnx_codegen::CompileError;
+    use dnx_runtime::Error as E;
+    matches!(error, E::NoDevice { .. } | E::OutOfMemory { .. } | E::Compile(CompileError::TooLarge { .. }))
 }
 
 fn advice(source: &std::io::Error) -> &'static str {

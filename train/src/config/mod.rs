@@ -1,3 +1,228 @@
-//! Configurations: TOML files of sections, each a plain struct with visible defaults.
+//! Configurations: TOML files of sections, each a plain struct with visible defaults. `[model]`, `[process]`,
+//! `[optim]` and `[ema]` are those of the models; the others are here and in [`crate::data`].
+//!
+//! A configuration is *resolved* once the data is known: what it left open is filled in, what contradicts itself
+//! or the data is refused, and the result, written to the run folder, reproduces the run.
 
 pub mod load;
+mod sample;
+
+pub use load::Source;
+pub use sample::SampleConfig;
+
+use crate::data::{DataConfig, Dataset};
+use crate::{Error, Result};
+use dnx_models::network::Remat;
+use dnx_models::optim::{EmaConfig, OptimConfig};
+use dnx_models::process::{Process, ProcessConfig};
+use dnx_models::{DataSpec, Network};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A whole configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The network.
+    pub model: Network,
+    /// Path, prediction, weighting, time law.
+    #[serde(default)]
+    pub process: ProcessConfig,
+    /// What is read and how it is batched.
+    pub data: DataConfig,
+    /// Optimizer and learning-rate schedule.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Average of the weights.
+    #[serde(default)]
+    pub ema: EmaConfig,
+    /// The loop.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// Defaults for pictures and `dnx sample`.
+    #[serde(default)]
+    pub sample: SampleConfig,
+    /// Devices.
+    #[serde(default)]
+    pub mesh: MeshConfig,
+    /// What is logged.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// Arithmetic of the step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Everything in f32.
+    #[default]
+    F32,
+}
+
+/// `[train]`: the loop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Steps in all.
+    pub steps: u64,
+    /// Seed of everything random: initial weights, order of data, noise, times, dropped labels.
+    pub seed: u64,
+    /// Arithmetic of the step.
+    pub precision: Precision,
+    /// Steps between checkpoints; the last step gets one in any case. 0: only the last.
+    pub checkpoint_every: u64,
+    /// Checkpoints that are kept, newest first; 0: all.
+    pub keep: usize,
+    /// Checkpoints at multiples of this many steps are kept in any case; 0: none.
+    pub keep_every: u64,
+    /// Steps between pictures of samples; the last step gets one in any case. 0: none at all.
+    pub sample_every: u64,
+    /// Steps between logged records.
+    pub log_every: u64,
+    /// Parts that a batch is worked through in, one after another, to save memory.
+    pub accumulate: usize,
+    /// What the backward pass recomputes: `none` or `block`.
+    pub remat: Remat,
+}
+
+impl Default for TrainConfig {
+    fn default() -> TrainConfig {
+        TrainConfig {
+            steps: 10_000,
+            seed: 0,
+            precision: Precision::F32,
+            checkpoint_every: 1_000,
+            keep: 3,
+            keep_every: 0,
+            sample_every: 1_000,
+            log_every: 50,
+            accumulate: 1,
+            remat: Remat::None,
+        }
+    }
+}
+
+/// `[mesh]`: named axes of devices. This version runs on one device; axes of size 1 are accepted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeshConfig {
+    /// Sizes of axes by name.
+    pub axes: BTreeMap<String, usize>,
+    /// Parameter-name patterns to the axes that split them.
+    pub rules: BTreeMap<String, Vec<String>>,
+}
+
+/// `[log]`: what is written beside checkpoints and pictures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// TensorBoard event files.
+    pub tensorboard: bool,
+    /// `metrics.jsonl`.
+    pub jsonl: bool,
+}
+
+impl Default for LogConfig {
+    fn default() -> LogConfig {
+        LogConfig { tensorboard: true, jsonl: true }
+    }
+}
+
+/// A configuration whose open keys are filled in and that is known to be meaningful.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The configuration, every default written out.
+    pub config: Config,
+    /// Its process.
+    pub process: Process,
+    /// Where its keys were given, for later errors.
+    pub source: Source,
+}
+
+impl Config {
+    /// Reads a file with `--set` on top, and resolves it against `data` (or, where there is none, against the
+    /// network alone, which must then be complete).
+    pub fn resolve(source: Source, data: Option<&Dataset>) -> Result<Resolved> {
+        let raw: Config = source.parse()?;
+        raw.check(&source)?;
+        let place = |e: dnx_models::Error| at_place(&source, e);
+        let model = match data {
+            Some(data) => raw.model.resolve(&spec(data)).map_err(place)?,
+            None => complete(&raw.model).map_err(place)?,
+        };
+        let mut config = Config { model, ..raw };
+        config.model.set_remat(config.train.remat);
+        let process = config.process.resolve().map_err(place)?;
+        config.process = config.process.resolved().map_err(place)?;
+        config.optim.schedule = config.optim.schedule.resolve(config.train.steps as usize);
+        config.optim.check().map_err(place)?;
+        config.ema.check().map_err(place)?;
+        config.sample.check(&source, config.model.classes())?;
+        Ok(Resolved { config, process, source })
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Config(format!("the configuration can't be written: {e}")))
+    }
+
+    fn check(&self, source: &Source) -> Result<()> {
+        let positive = |path: &str, value: u64| match value {
+            0 => Err(source.wrong(path, "is 0; it must be at least 1")),
+            _ => Ok(()),
+        };
+        positive("train.steps", self.train.steps)?;
+        positive("train.log_every", self.train.log_every)?;
+        positive("data.batch", self.data.batch as u64)?;
+        positive("train.accumulate", self.train.accumulate as u64)?;
+        if self.train.steps >= u32::MAX as u64 {
+            return Err(source.wrong("train.steps", "is more than 4,294,967,294, the most a run counts"));
+        }
+        if self.data.batch % self.train.accumulate != 0 {
+            let message = format!("{} does not divide data.batch = {}", self.train.accumulate, self.data.batch);
+            return Err(source.wrong("train.accumulate", &message));
+        }
+        if self.mesh.axes.values().product::<usize>() != 1 {
+            let message = "asks for several devices; this version runs on one (leave the axes out, or make them 1)";
+            return Err(source.wrong("mesh.axes", message));
+        }
+        Ok(())
+    }
+}
+
+impl Resolved {
+    /// Turns an error of the models into one that names the place in the configuration.
+    pub fn locate(&self, error: dnx_models::Error) -> Error {
+        at_place(&self.source, error)
+    }
+
+    /// The number of samples a step takes.
+    pub fn batch(&self) -> usize {
+        self.config.data.batch
+    }
+}
+
+/// Reads a file into a [`Source`].
+pub fn read_source(path: &Path, sets: &[String]) -> Result<Source> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("cannot read", path))?;
+    Source::new(&path.display().to_string(), &text, sets)
+}
+
+fn at_place(source: &Source, error: dnx_models::Error) -> Error {
+    match error {
+        dnx_models::Error::Config { key, message } => source.wrong(&key, &message),
+        other => other.into(),
+    }
+}
+
+/// What the models know about the data.
+fn spec(data: &Dataset) -> DataSpec {
+    DataSpec { dims: data.dims().to_vec(), classes: data.classes() }
+}
+
+/// The network without data: its own dims and classes are taken.
+fn complete(model: &Network) -> dnx_models::Result<Network> {
+    let dims = model.sample_dims()?;
+    model.resolve(&DataSpec { dims, classes: model.classes() })
+}

@@ -25,6 +25,8 @@ pub enum DataKind {
     Cifar10,
     /// A folder of PNG and JPEG pictures, one folder per class.
     Images,
+    /// Standard normal tensors of `dims`, for measuring and dry runs of networks whose data is elsewhere.
+    Noise,
 }
 
 impl DataKind {
@@ -39,6 +41,7 @@ impl DataKind {
             DataKind::Mnist => "mnist",
             DataKind::Cifar10 => "cifar10",
             DataKind::Images => "images",
+            DataKind::Noise => "noise",
         }
     }
 }
@@ -104,6 +107,12 @@ pub struct DataConfig {
     /// `rgb` or `grey` (images).
     #[serde(default)]
     pub channels: Channels,
+    /// Dims of a sample (noise).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dims: Option<Vec<usize>>,
+    /// Number of classes (noise).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<usize>,
     /// Mirror half of the pictures, at random.
     #[serde(default)]
     pub hflip: bool,
@@ -144,6 +153,8 @@ impl Default for DataConfig {
             split: Split::default(),
             size: None,
             channels: Channels::default(),
+            dims: None,
+            classes: None,
             hflip: false,
             count: defaults::count(),
             noise: None,

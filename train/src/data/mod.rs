@@ -44,6 +44,7 @@ enum Store {
     Shapes { count: usize, seed: u64 },
     Pixels(Pixels),
     Folder(ImageFolder),
+    Noise { count: usize, classes: usize, seed: u64 },
 }
 
 /// Pictures held in memory as bytes.
@@ -115,6 +116,14 @@ impl Dataset {
                 let dims = padded(config, pixels.dims)?;
                 (Store::Pixels(pixels), dims, cifar::CLASSES.map(String::from).to_vec())
             }
+            DataKind::Noise => {
+                let Some(dims) = config.dims.clone().filter(|d| !d.is_empty() && !d.contains(&0)) else {
+                    return Err(Error::Config("[data] kind = \"noise\" needs dims, as dims = [32, 32, 4]".into()));
+                };
+                let classes = config.classes.unwrap_or(0);
+                let names = (0..classes).map(|i| i.to_string()).collect();
+                (Store::Noise { count: config.count, classes, seed: set_seed }, dims, names)
+            }
             DataKind::Images => {
                 let folder = ImageFolder::open(config.path()?)?;
                 let Some(size) = config.size.filter(|&s| s > 0) else {
@@ -151,7 +160,7 @@ impl Dataset {
         self.dims.iter().product()
     }
 
-    /// The number of classes, at least 1.
+    /// The number of classes; 0 where samples have no labels.
     pub fn classes(&self) -> usize {
         self.class_names.len()
     }
@@ -182,6 +191,11 @@ impl Dataset {
                 out.iter_mut().zip(&bytes).for_each(|(o, &b)| *o = scaled(b));
                 Ok(folder.labels[index])
             }
+            Store::Noise { classes, seed, .. } => {
+                let mut random = Random::new(*seed, Stream::Noise, index as u64);
+                out.iter_mut().for_each(|o| *o = random.normal() as f32);
+                Ok(if *classes == 0 { 0 } else { random.bits() % *classes as u32 })
+            }
         }
     }
 
@@ -207,6 +221,7 @@ impl Store {
             Store::Shapes { count, .. } => *count,
             Store::Pixels(pixels) => pixels.labels.len(),
             Store::Folder(folder) => folder.files.len(),
+            Store::Noise { count, .. } => *count,
         }
     }
 }

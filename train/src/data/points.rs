@@ -18,12 +18,12 @@ pub enum PointSet {
 }
 
 impl PointSet {
-    /// Number of classes.
+    /// Number of classes; 0 where points have no labels.
     pub fn classes(self) -> usize {
         match self {
             PointSet::TwoMoons => 2,
             PointSet::EightGaussians => 8,
-            PointSet::SwissRoll | PointSet::Checkerboard => 1,
+            PointSet::SwissRoll | PointSet::Checkerboard => 0,
         }
     }
 

@@ -15,6 +15,8 @@ pub enum Stream {
     Order = 2,
     /// Which samples of a batch are mirrored.
     Flip = 3,
+    /// The tensors of `noise`.
+    Noise = 4,
 }
 
 /// An endless sequence of random words under one (seed, stream, item).
