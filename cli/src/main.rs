@@ -1,3 +1,28 @@
-//! The `dnx` command.
+//! The `dnx` command. Results go to stdout; progress and errors to stderr. Exit status: 0 done, 1 it failed while
+//! working, 2 the command line, the configuration or an input file is wrong, 130 interrupted.
 
-fn main() {}
+mod args;
+mod commands;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Devices(args) => commands::devices::run(&args),
+        Command::Compile(args) => commands::compile::run(&args),
+        Command::Train(args) => commands::train::run(&args),
+        Command::Sample(args) => commands::sample::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_status() as u8)
+        }
+    }
+}

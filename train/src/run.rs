@@ -64,20 +64,32 @@ impl RunFolder {
         self.config().is_file() || self.checkpoints().is_dir()
     }
 
-    /// Makes the folder ready and gives the checkpoint to continue from, if any. Refuses a folder that holds a run
-    /// (unless told to continue or replace it) and one that holds something else.
-    pub fn open(&self, existing: &Existing) -> Result<Option<PathBuf>> {
+    /// Refuses a folder that holds a run (unless told to continue or replace it) and one that holds something
+    /// else. Nothing is touched.
+    pub fn check(&self, existing: &Existing) -> Result<()> {
         let shown = self.path.display();
         match existing {
             Existing::Refuse if self.exists() => Err(Error::Usage(format!(
                 "{shown} already holds a run; give --resume to continue it, --force to replace it, \
                  or --run FOLDER for another place"
             ))),
+            Existing::Refuse | Existing::Replace
+                if !self.exists() && self.path.is_dir() && !is_empty(&self.path)? =>
+            {
+                let message = format!("{shown} is not empty and holds no run; give --run FOLDER for another place");
+                Err(Error::Usage(message))
+            }
+            Existing::Refuse | Existing::Replace | Existing::Resume(_) => Ok(()),
+        }
+    }
+
+    /// Makes the folder ready and gives the checkpoint to continue from, if any. Refuses what
+    /// [`RunFolder::check`] refuses.
+    pub fn open(&self, existing: &Existing) -> Result<Option<PathBuf>> {
+        self.check(existing)?;
+        let shown = self.path.display();
+        match existing {
             Existing::Refuse | Existing::Replace => {
-                if !self.exists() && self.path.is_dir() && !is_empty(&self.path)? {
-                    let message = format!("{shown} is not empty and holds no run; give --run FOLDER for another place");
-                    return Err(Error::Usage(message));
-                }
                 if *existing == Existing::Replace {
                     self.remove_run()?;
                 }

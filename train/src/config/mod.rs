@@ -5,16 +5,15 @@
 //! or the data is refused, and the result, written to the run folder, reproduces the run.
 
 pub mod load;
-mod sample;
 
 pub use load::Source;
-pub use sample::SampleConfig;
 
 use crate::data::{DataConfig, Dataset};
 use crate::{Error, Result};
 use dnx_models::network::Remat;
 use dnx_models::optim::{EmaConfig, OptimConfig};
 use dnx_models::process::{Process, ProcessConfig};
+use dnx_models::sample::SampleConfig;
 use dnx_models::{DataSpec, Network};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -78,6 +77,8 @@ pub struct TrainConfig {
     pub keep_every: u64,
     /// Steps between pictures of samples; the last step gets one in any case. 0: none at all.
     pub sample_every: u64,
+    /// Samples in a picture, and what `dnx sample` draws by default.
+    pub sample_count: usize,
     /// Steps between logged records.
     pub log_every: u64,
     /// Parts that a batch is worked through in, one after another, to save memory.
@@ -96,6 +97,7 @@ impl Default for TrainConfig {
             keep: 3,
             keep_every: 0,
             sample_every: 1_000,
+            sample_count: 64,
             log_every: 50,
             accumulate: 1,
             remat: Remat::None,
@@ -158,7 +160,11 @@ impl Config {
         config.optim.schedule = config.optim.schedule.resolve(config.train.steps as usize);
         config.optim.check().map_err(place)?;
         config.ema.check().map_err(place)?;
-        config.sample.check(&source, config.model.classes())?;
+        config.sample.sampler(&process).map_err(place)?;
+        config.sample.grid(&process).map_err(place)?;
+        if config.sample.cfg != 1.0 && config.model.classes() == 0 {
+            return Err(source.wrong("sample.cfg", "guidance needs a network with classes; model.classes is 0"));
+        }
         Ok(Resolved { config, process, source })
     }
 

@@ -1,0 +1,237 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Trains and samples diffusion and flow-matching models on any GPU.
+#[derive(Debug, Parser)]
+#[command(name = "dnx", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Lists the devices that programs can run on.
+    Devices(DevicesArgs),
+    /// Compiles a configuration's program, or a program in text, and shows what became of it.
+    Compile(CompileArgs),
+    /// Trains a model.
+    Train(TrainArgs),
+    /// Draws samples from a trained model.
+    Sample(SampleArgs),
+    /// Lists the tensors of a checkpoint or a weights file.
+    Inspect(InspectArgs),
+    /// Times ops and models on a device.
+    Bench(BenchArgs),
+}
+
+/// `dnx devices`.
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Prints JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which program of a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProgramKind {
+    /// The whole training step.
+    Step,
+    /// The loss.
+    Loss,
+    /// The network.
+    Forward,
+    /// A sampler's step.
+    Sample,
+}
+
+/// What `--emit` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Emit {
+    /// The prepared program as a Graphviz graph.
+    Dot,
+    /// The executable as JSON.
+    Json,
+    /// The shaders as WGSL, one file per kernel and stage.
+    Wgsl,
+    /// The shaders as SPIR-V.
+    Spirv,
+}
+
+/// How `--stats` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatsFormat {
+    /// A table.
+    Table,
+    /// One JSON object.
+    Json,
+}
+
+/// `dnx compile`.
+#[derive(Debug, Args)]
+pub struct CompileArgs {
+    /// A configuration (.toml) or a program in text (.dnx).
+    pub input: PathBuf,
+    /// Which program of the configuration.
+    #[arg(long, value_enum, default_value = "step")]
+    pub program: ProgramKind,
+    /// Prints the program at a stage; `help` lists the stages.
+    #[arg(long, value_name = "STAGE", num_args = 0..=1, require_equals = true, default_missing_value = "step")]
+    pub dump_ir: Option<String>,
+    /// Writes the program in another form, to --out or stdout.
+    #[arg(long, value_enum)]
+    pub emit: Option<Emit>,
+    /// Folder that --emit and --dump-ir write to.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Prints costs: parameters, flops, bytes, dispatches, kernels, memory.
+    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub stats: Option<StatsFormat>,
+    /// Prints the reason for each fusion and each refusal.
+    #[arg(long)]
+    pub explain_fusion: bool,
+    /// Axes of devices, as data=2,fsdp=2.
+    #[arg(long, value_name = "AXES")]
+    pub mesh: Option<String>,
+    /// Device to compile for; without it, a GPU with common limits.
+    #[arg(long, value_name = "D")]
+    pub device: Option<String>,
+    /// Changes a key of the configuration, as optim.lr=1e-3.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Replaces existing files.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `dnx train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The configuration.
+    pub config: PathBuf,
+    /// Folder of the run; runs/NAME of the configuration's name without it.
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Steps in all.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// cpu, gpu, gpu:1, or part of an adapter's name.
+    #[arg(long, value_name = "D")]
+    pub device: Option<String>,
+    /// Axes of devices, as data=2,fsdp=2.
+    #[arg(long, value_name = "AXES")]
+    pub mesh: Option<String>,
+    /// Seed of everything random.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Changes a key of the configuration, as optim.lr=1e-3.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Continues the run in the folder, from its newest checkpoint or the one given.
+    #[arg(long, value_name = "CKPT", num_args = 0..=1)]
+    pub resume: Option<Option<PathBuf>>,
+    /// Compiles, says what a step costs, and stops.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replaces a run that is already in the folder.
+    #[arg(long, conflicts_with = "resume")]
+    pub force: bool,
+    /// Shows no progress.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// `dnx sample`.
+#[derive(Debug, Args)]
+pub struct SampleArgs {
+    /// A run's folder (its newest checkpoint) or a checkpoint's.
+    pub run: PathBuf,
+    /// Sampler: euler, heun, ddpm, ddim, langevin...
+    #[arg(long, value_name = "NAME")]
+    pub sampler: Option<String>,
+    /// Steps of the sampler.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Times the sampler visits: uniform, karras...
+    #[arg(long, value_name = "NAME")]
+    pub grid: Option<String>,
+    /// Number of samples.
+    #[arg(long, value_name = "N")]
+    pub n: Option<u64>,
+    /// Seeds, one per sample, as 0-63 or 3,5,8-11.
+    #[arg(long, value_name = "LIST", conflicts_with = "n")]
+    pub seeds: Option<String>,
+    /// Class of all samples; without it, classes take turns.
+    #[arg(long, value_name = "K")]
+    pub class: Option<u32>,
+    /// Scale of classifier-free guidance; 1 is none.
+    #[arg(long, value_name = "W")]
+    pub cfg: Option<f64>,
+    /// Times between which guidance acts, as 0.1,0.8.
+    #[arg(long, value_name = "LOW,HIGH")]
+    pub guidance_interval: Option<String>,
+    /// Uses the averaged weights (the default where they are kept).
+    #[arg(long, overrides_with = "no_ema")]
+    pub ema: bool,
+    /// Uses the weights themselves.
+    #[arg(long)]
+    pub no_ema: bool,
+    /// Where to: .png a grid, .npy or .npz the numbers, .gif the trajectory.
+    #[arg(long, value_name = "FILE", default_value = "samples.png")]
+    pub out: PathBuf,
+    /// Samples computed at once.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub batch: u64,
+    /// cpu, gpu, gpu:1, or part of an adapter's name.
+    #[arg(long, value_name = "D")]
+    pub device: Option<String>,
+    /// Changes a key of the run's configuration.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Replaces an existing file.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `dnx inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A run's or checkpoint's folder, or a .safetensors file.
+    pub path: PathBuf,
+    /// Prints JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `dnx bench` times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// Single ops.
+    Ops,
+    /// Training steps of networks.
+    Models,
+    /// Both.
+    All,
+}
+
+/// `dnx bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What is timed.
+    #[arg(long, value_enum, default_value = "all")]
+    pub suite: Suite,
+    /// cpu, gpu, gpu:1, or part of an adapter's name.
+    #[arg(long, value_name = "D")]
+    pub device: Option<String>,
+    /// Writes the results as JSON, too.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Replaces an existing file.
+    #[arg(long)]
+    pub force: bool,
+}

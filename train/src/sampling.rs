@@ -1,0 +1,118 @@
+//! Samples from a network with weights on a device: one per seed, the same whatever the batch or the device.
+
+use crate::config::Resolved;
+use crate::{Error, Result};
+use dnx_ir::Array;
+use dnx_models::sample::{Generator, SampleConfig};
+use dnx_runtime::{Buffer, Device};
+use std::ops::RangeInclusive;
+
+/// Most samples computed at once for pictures.
+pub const BATCH: usize = 64;
+
+/// A generator whose weights are these buffers, which may go on changing.
+pub fn generator(
+    resolved: &Resolved,
+    device: &Device,
+    weights: &[(String, Buffer)],
+    batch: usize,
+) -> Result<Generator> {
+    let network = &resolved.config.model;
+    let ordered = network
+        .specs()?
+        .iter()
+        .map(|spec| {
+            let found = weights.iter().find(|(name, _)| *name == spec.name);
+            let missing = || Error::Checkpoint(format!("tensor {} {} is missing", spec.name, spec.ty()));
+            found.map(|(_, buffer)| buffer.clone()).ok_or_else(missing)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Generator::with_buffers(device, network, &resolved.process, ordered, batch)?)
+}
+
+/// Classes for `count` samples: all the same, or in turn; `None` for a network without classes.
+pub fn labels(classes: usize, count: usize, class: Option<u32>) -> Result<Option<Vec<i32>>> {
+    match class {
+        Some(class) if class as usize >= classes => Err(Error::Usage(match classes {
+            0 => format!("--class {class}: this network has no classes"),
+            _ => format!("--class {class}: this network has classes 0 to {}", classes - 1),
+        })),
+        _ if classes == 0 => Ok(None),
+        Some(class) => Ok(Some(vec![class as i32; count])),
+        None => Ok(Some((0..count).map(|i| (i % classes) as i32).collect())),
+    }
+}
+
+/// The states of a trajectory, first to last, for a GIF: `frames[i]` holds all samples at step `i`.
+pub struct Trajectory {
+    /// Flat samples per step.
+    pub frames: Vec<Vec<f32>>,
+}
+
+/// Draws samples; with `trajectory` also the states after every step, the noise first.
+pub fn sample(
+    generator: &mut Generator,
+    config: &SampleConfig,
+    seeds: &[u64],
+    labels: Option<&[i32]>,
+    trajectory: Option<&mut Trajectory>,
+) -> Result<Array> {
+    let Some(trajectory) = trajectory else {
+        return Ok(generator.sample(config, seeds, labels, &mut |_, _, _, _| {})?);
+    };
+    let mut observe = |_: usize, step: usize, _: &dnx_models::process::Level<f64>, x: &[f32]| {
+        if trajectory.frames.len() <= step {
+            trajectory.frames.resize(step + 1, vec![]);
+        }
+        trajectory.frames[step].extend_from_slice(x);
+    };
+    let last = generator.sample(config, seeds, labels, &mut observe)?;
+    trajectory.frames.retain(|frame| frame.len() == last.elems());
+    Ok(last)
+}
+
+/// Seeds as `0-63`, `7`, or `3,5,8-11`.
+pub fn parse_seeds(text: &str) -> Result<Vec<u64>> {
+    let wrong = |why: &str| Error::Usage(format!("--seeds {text}: {why}; write 0-63, or 3,5,8-11"));
+    let mut seeds = vec![];
+    for part in text.split(',') {
+        let number = |s: &str| s.trim().parse::<u64>().map_err(|_| wrong(&format!("{s:?} is no seed")));
+        let range: RangeInclusive<u64> = match part.split_once('-') {
+            Some((low, high)) => number(low)?..=number(high)?,
+            None => number(part)?..=number(part)?,
+        };
+        if range.is_empty() {
+            return Err(wrong(&format!("{part} ends before it begins")));
+        }
+        if range.end() - range.start() >= 10_000_000 {
+            return Err(wrong("that is more than ten million samples"));
+        }
+        seeds.extend(range);
+    }
+    Ok(seeds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_lists_of_ranges() {
+        assert_eq!(parse_seeds("0-3").unwrap(), [0, 1, 2, 3]);
+        assert_eq!(parse_seeds("7").unwrap(), [7]);
+        assert_eq!(parse_seeds("3, 5,8-9").unwrap(), [3, 5, 8, 9]);
+        for (text, why) in [("", "is no seed"), ("a-b", "is no seed"), ("5-3", "ends before"), ("0-99999999", "ten million")] {
+            let message = parse_seeds(text).unwrap_err().to_string();
+            assert!(message.contains(why), "{message}");
+        }
+    }
+
+    #[test]
+    fn labels_take_turns_or_are_one() {
+        assert_eq!(labels(3, 5, None).unwrap().unwrap(), [0, 1, 2, 0, 1]);
+        assert_eq!(labels(3, 2, Some(2)).unwrap().unwrap(), [2, 2]);
+        assert_eq!(labels(0, 2, None).unwrap(), None);
+        assert!(labels(3, 2, Some(3)).unwrap_err().to_string().contains("classes 0 to 2"));
+        assert!(labels(0, 2, Some(0)).unwrap_err().to_string().contains("no classes"));
+    }
+}

@@ -1,0 +1,264 @@
+//! The trainer: a compiled step, its state on a device, and the loop around it.
+//!
+//! * [`Trainer`] builds, compiles and holds the state; one [`Trainer::step`] uploads a batch and runs the program.
+//! * [`fit`](Trainer::fit) is the loop: metrics, pictures, checkpoints, interruption, failure.
+//! * A step that is not finite changes nothing (the program sees to that), so the state in which it happened can
+//!   be saved and the step replayed to find the op.
+
+mod failure;
+mod fit;
+
+pub use fit::{FitOptions, reference_points};
+
+use crate::checkpoint::tensors::{self, Named};
+use crate::checkpoint::{self, Checkpoint, State};
+use crate::config::Resolved;
+use crate::data::{Batch, Dataset};
+use crate::{Error, Result};
+use dnx_ir::{Array, DType, Type};
+use dnx_models::step::{NO_BAD_STEP, Role, StepOptions, TrainProgram, train_step};
+use dnx_runtime::{Bound, Buffer, Device, Program};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A compiled training step and its state.
+pub struct Trainer {
+    resolved: Resolved,
+    device: Device,
+    data: Arc<Dataset>,
+    program: TrainProgram,
+    bound: Bound,
+    step: u64,
+}
+
+/// Builds the training step of a configuration.
+pub fn build_step(resolved: &Resolved) -> Result<TrainProgram> {
+    let config = &resolved.config;
+    let options =
+        StepOptions { batch: resolved.batch(), accumulate: config.train.accumulate, level_bins: 0 };
+    train_step(&config.model, &resolved.process, &config.optim, &config.ema, &options)
+        .map_err(|e| resolved.locate(e))
+}
+
+/// Compiles a training step for a device and loads it there.
+pub fn load_step(program: &TrainProgram, device: &Device) -> Result<Program> {
+    let options = dnx_codegen::Options::new(device.target()).with_donate(&program.donate);
+    Ok(device.load(dnx_codegen::compile(&program.func, &options)?.exec)?)
+}
+
+impl Trainer {
+    /// Builds and compiles the step, and uploads the state before the first one.
+    pub fn new(resolved: Resolved, device: &Device, data: Arc<Dataset>) -> Result<Trainer> {
+        let program = build_step(&resolved)?;
+        let loaded = load_step(&program, device)?;
+        let seed = resolved.config.train.seed;
+        let mut inputs = program.initial_state(seed);
+        inputs.extend(program.constants(seed));
+        inputs.extend(program.batch.iter().map(|port| Array::zeros(port.ty.clone())));
+        let bound = loaded.bind(&device.upload_all(&inputs)?)?;
+        Ok(Trainer { resolved, device: device.clone(), data, program, bound, step: 0 })
+    }
+
+    /// The configuration.
+    pub fn resolved(&self) -> &Resolved {
+        &self.resolved
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The data.
+    pub fn data(&self) -> &Arc<Dataset> {
+        &self.data
+    }
+
+    /// The step's program.
+    pub fn program(&self) -> &TrainProgram {
+        &self.program
+    }
+
+    /// The compiled step.
+    pub fn executable(&self) -> &dnx_codegen::exec::Executable {
+        self.bound.program().exec()
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    /// Runs one step on a batch. Nothing comes back: see [`Trainer::metrics`].
+    pub fn step(&mut self, batch: &Batch) -> Result<()> {
+        for (array, i) in self.batch_arrays(batch).iter().zip(self.program.batch_inputs()) {
+            self.bound.inputs()[i].write(array)?;
+        }
+        self.bound.run()?;
+        self.step += 1;
+        Ok(())
+    }
+
+    /// A batch as the program takes it.
+    fn batch_arrays(&self, batch: &Batch) -> Vec<Array> {
+        let array = |ty: &Type| match ty.dtype {
+            DType::I32 => Array::i32(ty.dims.clone(), &batch.labels.iter().map(|&l| l as i32).collect::<Vec<_>>()),
+            _ => Array::f32(ty.dims.clone(), &batch.samples),
+        };
+        self.program.batch.iter().map(|port| array(&port.ty)).collect()
+    }
+
+    /// The scalars of the last step, brought down: `loss`, `grad_norm`, `lr`.
+    pub fn metrics(&self) -> Result<Vec<(String, f64)>> {
+        let mut scalars = vec![];
+        for (port, i) in self.program.metrics.iter().zip(self.program.metric_results()) {
+            if port.ty.dims.is_empty() {
+                scalars.push((port.name.clone(), self.bound.outputs()[i].download()?.get(0).to_f64()));
+            }
+        }
+        Ok(scalars)
+    }
+
+    /// The number of the first step whose loss or gradient was not finite, if there was one.
+    pub fn bad_step(&self) -> Result<Option<u64>> {
+        let at = self.state_index(Role::BadStep, "bad_step")?;
+        let mark = self.bound.inputs()[at].download()?.to_u32_vec()[0];
+        Ok((mark != NO_BAD_STEP).then_some(mark as u64))
+    }
+
+    fn state_index(&self, role: Role, name: &str) -> Result<usize> {
+        let missing = || Error::Graph(dnx_ir::Error::new(format!("the step's state has no {role:?} {name}")));
+        self.program.state_index(role, name).ok_or_else(missing)
+    }
+
+    /// The weights on the device in the network's order: the averaged ones if wanted and kept. Frozen parameters
+    /// are among them. They change with the next step.
+    pub fn weights(&self, averaged: bool) -> Result<Vec<(String, Buffer)>> {
+        let role = if averaged && self.resolved.config.ema.enabled() { Role::Ema } else { Role::Param };
+        let mut weights = vec![];
+        for spec in &self.program.params {
+            let at = self.state_index(role, &spec.name)?;
+            weights.push((spec.name.clone(), self.bound.inputs()[at].clone()));
+        }
+        for (spec, i) in self.program.frozen.iter().zip(self.program.frozen_inputs()) {
+            weights.push((spec.name.clone(), self.bound.inputs()[i].clone()));
+        }
+        Ok(weights)
+    }
+
+    /// Everything a checkpoint holds, brought down.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        let mut checkpoint = Checkpoint { model: vec![], ema: vec![], optimizer: vec![] };
+        for (spec, buffer) in self.program.state.iter().zip(self.bound.inputs()) {
+            let (place, name) = match spec.role {
+                Role::Param => (&mut checkpoint.model, spec.name.clone()),
+                Role::Ema => (&mut checkpoint.ema, spec.name.clone()),
+                Role::Moment(i) => (&mut checkpoint.optimizer, moment_name(i, &spec.name)),
+                Role::Step => (&mut checkpoint.optimizer, spec.name.clone()),
+                // A saved state is always that before the bad step; continued with other settings it may go well.
+                Role::BadStep => continue,
+            };
+            place.push((name, buffer.download()?));
+        }
+        for (spec, i) in self.program.frozen.iter().zip(self.program.frozen_inputs()) {
+            let table = self.bound.inputs()[i].download()?;
+            if !checkpoint.ema.is_empty() {
+                checkpoint.ema.push((spec.name.clone(), table.clone()));
+            }
+            checkpoint.model.push((spec.name.clone(), table));
+        }
+        Ok(checkpoint)
+    }
+
+    /// Writes a checkpoint of the steps done and removes old ones.
+    pub fn save(&self, folder: &Path) -> Result<std::path::PathBuf> {
+        let train = &self.resolved.config.train;
+        let state = State {
+            version: checkpoint::VERSION,
+            dnx: env!("CARGO_PKG_VERSION").to_string(),
+            step: self.step,
+            cursor: self.step * self.resolved.batch() as u64,
+            seed: train.seed,
+            device: self.device.name().to_string(),
+            files: BTreeMap::new(),
+        };
+        let path = checkpoint::write(folder, &self.checkpoint()?, state)?;
+        checkpoint::prune(folder, train.keep, train.keep_every)?;
+        Ok(path)
+    }
+
+    /// Continues from a checkpoint. Tensors that do not fit are named with both shapes, and nothing is changed then.
+    pub fn restore(&mut self, path: &Path) -> Result<()> {
+        let (saved, state) = checkpoint::read(path)?;
+        let seed = self.resolved.config.train.seed;
+        if state.seed != seed {
+            let message = format!(
+                "{} was made with seed {}, not {seed}; a run continues with its own (leave --seed out)",
+                path.display(),
+                state.seed
+            );
+            return Err(Error::Checkpoint(message));
+        }
+        let role = |wanted: &dyn Fn(Role) -> Option<String>| -> Vec<(usize, String, Type)> {
+            let state = self.program.state.iter().enumerate();
+            state.filter_map(|(i, s)| Some((i, wanted(s.role)? + &s.name, s.ty.clone()))).collect()
+        };
+        let frozen: Vec<(usize, String, Type)> = self
+            .program
+            .frozen_inputs()
+            .zip(&self.program.frozen)
+            .map(|(i, s)| (i, s.name.clone(), s.ty()))
+            .collect();
+        let mut model = role(&|r| (r == Role::Param).then(String::new));
+        let mut ema = role(&|r| (r == Role::Ema).then(String::new));
+        if !ema.is_empty() {
+            ema.extend(frozen.iter().cloned());
+        }
+        model.extend(frozen);
+        let optimizer = role(&|r| match r {
+            Role::Moment(i) => Some(moment_name(i, "")),
+            Role::Step => Some(String::new()),
+            Role::Param | Role::Ema | Role::BadStep => None,
+        });
+        let mut fitted: Vec<(usize, Array)> = vec![];
+        for (name, saved, wanted) in
+            [("model", saved.model, model), ("ema", saved.ema, ema), ("optimizer", saved.optimizer, optimizer)]
+        {
+            let file = path.join(format!("{name}.safetensors"));
+            let types: Vec<(String, Type)> = wanted.iter().map(|(_, n, ty)| (n.clone(), ty.clone())).collect();
+            let arrays = tensors::fit(&file, saved, &types)?;
+            fitted.extend(wanted.into_iter().map(|(i, ..)| i).zip(arrays));
+        }
+        for (i, array) in fitted {
+            self.bound.inputs()[i].write(&array)?;
+        }
+        self.clear_bad_step()?;
+        self.step = state.step;
+        Ok(())
+    }
+
+    fn clear_bad_step(&self) -> Result<()> {
+        let at = self.state_index(Role::BadStep, "bad_step")?;
+        Ok(self.bound.inputs()[at].write(&Array::u32([], &[NO_BAD_STEP]))?)
+    }
+
+    /// Starts from published or earlier weights instead of random ones; averages start from them too.
+    pub fn start_from(&mut self, path: &Path, weights: Named) -> Result<()> {
+        let specs = self.program.params.iter().chain(&self.program.frozen);
+        let wanted: Vec<(String, Type)> = specs.map(|s| (s.name.clone(), s.ty())).collect();
+        let arrays = tensors::fit(path, weights, &wanted)?;
+        let state = self.program.state_from(&arrays[..self.program.params.len()]);
+        for (array, buffer) in state.iter().zip(self.bound.inputs()) {
+            buffer.write(array)?;
+        }
+        for (array, i) in arrays[self.program.params.len()..].iter().zip(self.program.frozen_inputs()) {
+            self.bound.inputs()[i].write(array)?;
+        }
+        Ok(())
+    }
+}
+
+fn moment_name(i: usize, name: &str) -> String {
+    format!("moment{}/{name}", i + 1)
+}
