@@ -73,9 +73,7 @@ impl RunFolder {
                 "{shown} already holds a run; give --resume to continue it, --force to replace it, \
                  or --run FOLDER for another place"
             ))),
-            Existing::Refuse | Existing::Replace
-                if !self.exists() && self.path.is_dir() && !is_empty(&self.path)? =>
-            {
+            Existing::Refuse | Existing::Replace if !self.exists() && self.path.is_dir() && !is_empty(&self.path)? => {
                 let message = format!("{shown} is not empty and holds no run; give --run FOLDER for another place");
                 Err(Error::Usage(message))
             }
@@ -167,7 +165,10 @@ pub fn find_checkpoint(path: &Path) -> Result<(PathBuf, Option<RunFolder>)> {
     }
     let run = RunFolder::at(path);
     if !path.exists() {
-        return Err(Error::Checkpoint(format!("there is no {}; give a run's folder or a checkpoint's", path.display())));
+        return Err(Error::Checkpoint(format!(
+            "there is no {}; give a run's folder or a checkpoint's",
+            path.display()
+        )));
     }
     let (found, refused) = checkpoint::latest(&run.checkpoints())?;
     match (found, refused.into_iter().next()) {

@@ -101,7 +101,9 @@ mod tests {
         assert_eq!(parse_seeds("0-3").unwrap(), [0, 1, 2, 3]);
         assert_eq!(parse_seeds("7").unwrap(), [7]);
         assert_eq!(parse_seeds("3, 5,8-9").unwrap(), [3, 5, 8, 9]);
-        for (text, why) in [("", "is no seed"), ("a-b", "is no seed"), ("5-3", "ends before"), ("0-99999999", "ten million")] {
+        for (text, why) in
+            [("", "is no seed"), ("a-b", "is no seed"), ("5-3", "ends before"), ("0-99999999", "ten million")]
+        {
             let message = parse_seeds(text).unwrap_err().to_string();
             assert!(message.contains(why), "{message}");
         }

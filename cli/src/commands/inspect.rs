@@ -11,7 +11,8 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     let path = &args.path;
     let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
     if matches!(extension.as_str(), "pt" | "pth" | "pkl" | "ckpt") {
-        let message = format!("{}: .{extension} files are not read yet; save the weights as .safetensors", path.display());
+        let message =
+            format!("{}: .{extension} files are not read yet; save the weights as .safetensors", path.display());
         return Err(Error::Usage(message));
     }
     let mut text = String::new();
@@ -39,7 +40,8 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
     if args.json {
         let all: Vec<serde_json::Value> = listed.iter().map(|(file, tensors)| json(file, tensors)).collect();
-        let value = if path.is_dir() { serde_json::Value::Array(all) } else { all.into_iter().next().unwrap_or_default() };
+        let value =
+            if path.is_dir() { serde_json::Value::Array(all) } else { all.into_iter().next().unwrap_or_default() };
         return print(&format!("{value:#}\n"));
     }
     for (file, tensors) in &listed {

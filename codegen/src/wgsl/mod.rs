@@ -48,6 +48,14 @@ pub fn shaders(kernel: &Kernel, limits: &GpuLimits) -> Result<Vec<Shader>> {
 /// # Errors
 /// naga's message with the source lines it is about.
 pub fn check(wgsl: &str) -> Result<()> {
+    spirv(wgsl).map(|_| ())
+}
+
+/// A shader as SPIR-V words; it is parsed and validated on the way.
+///
+/// # Errors
+/// naga's message with the source lines it is about.
+pub fn spirv(wgsl: &str) -> Result<Vec<u32>> {
     use naga::valid::{Capabilities, ValidationFlags, Validator};
     let refused = |message: String| CompileError::Shader { kernel: title(wgsl), message };
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| refused(e.emit_to_string(wgsl)))?;
@@ -58,8 +66,7 @@ pub fn check(wgsl: &str) -> Result<()> {
     let options = naga::back::spv::Options::default();
     let entry =
         naga::back::spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: "main".to_string() };
-    naga::back::spv::write_vec(&module, &info, &options, Some(&entry)).map_err(|e| refused(format!("{e:?}")))?;
-    Ok(())
+    naga::back::spv::write_vec(&module, &info, &options, Some(&entry)).map_err(|e| refused(format!("{e:?}")))
 }
 
 /// The same shader with the binding declared `read_write` instead of `read`.

@@ -24,7 +24,10 @@ impl Trainer {
             Err(why) => format!("the step could not be replayed ({why})"),
         };
         let advice = "lower optim.lr or set optim.clip, then continue with --resume";
-        Error::NonFinite(format!("the loss or gradient of step {} is not finite.\n  {place}\n  {saved}\n  {advice}", bad + 1))
+        Error::NonFinite(format!(
+            "the loss or gradient of step {} is not finite.\n  {place}\n  {saved}\n  {advice}",
+            bad + 1
+        ))
     }
 
     /// Where the first non-finite number of step `bad` appears.

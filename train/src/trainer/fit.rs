@@ -148,13 +148,18 @@ impl Trainer {
         if let Some(events) = &mut logs.events {
             events.image(self.step, "samples", &png, drawn.width as u32, drawn.height as u32)?;
         }
-        logs.progress.note(&format!("{}: {}", checkpoint::folder_name(self.step), logs.run.picture(self.step).display()));
+        logs.progress.note(&format!(
+            "{}: {}",
+            checkpoint::folder_name(self.step),
+            logs.run.picture(self.step).display()
+        ));
         Ok(())
     }
 
     fn prepare_sampling(&self) -> Result<Sampling> {
         let count = self.resolved.config.train.sample_count.max(1);
-        let generator = sampling::generator(&self.resolved, &self.device, &self.weights(true)?, count.min(sampling::BATCH))?;
+        let generator =
+            sampling::generator(&self.resolved, &self.device, &self.weights(true)?, count.min(sampling::BATCH))?;
         let labels = sampling::labels(self.resolved.config.model.classes(), count, None)?;
         Ok(Sampling { generator, seeds: (0..count as u64).collect(), labels })
     }

@@ -35,10 +35,8 @@ pub struct Trainer {
 /// Builds the training step of a configuration.
 pub fn build_step(resolved: &Resolved) -> Result<TrainProgram> {
     let config = &resolved.config;
-    let options =
-        StepOptions { batch: resolved.batch(), accumulate: config.train.accumulate, level_bins: 0 };
-    train_step(&config.model, &resolved.process, &config.optim, &config.ema, &options)
-        .map_err(|e| resolved.locate(e))
+    let options = StepOptions { batch: resolved.batch(), accumulate: config.train.accumulate, level_bins: 0 };
+    train_step(&config.model, &resolved.process, &config.optim, &config.ema, &options).map_err(|e| resolved.locate(e))
 }
 
 /// Compiles a training step for a device and loads it there.
@@ -204,12 +202,8 @@ impl Trainer {
             let state = self.program.state.iter().enumerate();
             state.filter_map(|(i, s)| Some((i, wanted(s.role)? + &s.name, s.ty.clone()))).collect()
         };
-        let frozen: Vec<(usize, String, Type)> = self
-            .program
-            .frozen_inputs()
-            .zip(&self.program.frozen)
-            .map(|(i, s)| (i, s.name.clone(), s.ty()))
-            .collect();
+        let frozen: Vec<(usize, String, Type)> =
+            self.program.frozen_inputs().zip(&self.program.frozen).map(|(i, s)| (i, s.name.clone(), s.ty())).collect();
         let mut model = role(&|r| (r == Role::Param).then(String::new));
         let mut ema = role(&|r| (r == Role::Ema).then(String::new));
         if !ema.is_empty() {

@@ -1,0 +1,149 @@
+//! `dnx sample`.
+
+use super::{open_device, print};
+use crate::args::SampleArgs;
+use dnx::ir::{Array, Type};
+use dnx::train::config::{Config, Resolved, read_source};
+use dnx::train::data::Dataset;
+use dnx::train::files::{refuse_existing, write_atomic};
+use dnx::train::log::picture;
+use dnx::train::run::find_checkpoint;
+use dnx::train::sampling::{self, Trajectory};
+use dnx::train::trainer::reference_points;
+use dnx::train::{Error, Result, checkpoint, npy};
+use std::path::Path;
+
+/// What the file's extension asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Png,
+    Npy,
+    Npz,
+    Gif,
+}
+
+pub fn run(args: &SampleArgs) -> Result<()> {
+    let format = format_of(&args.out)?;
+    refuse_existing(&args.out, args.force)?;
+    let (folder, run) = find_checkpoint(&args.run)?;
+    let run = run.ok_or_else(|| {
+        let message = format!("{} is in no run's folder, so its config.toml is not known", folder.display());
+        Error::Checkpoint(message)
+    })?;
+    let source = read_source(&run.config(), &settings(args)?)?;
+    let resolved = Config::resolve(source, None)?;
+    let network = &resolved.config.model;
+    let seeds = match (&args.seeds, args.n) {
+        (Some(text), _) => sampling::parse_seeds(text)?,
+        (None, Some(0)) => return Err(Error::Usage("--n 0: ask for at least one sample".into())),
+        (None, Some(n)) => (0..n).collect(),
+        (None, None) => (0..resolved.config.train.sample_count.max(1) as u64).collect(),
+    };
+    let labels = sampling::labels(network.classes(), seeds.len(), args.class)?;
+    let averaged = averaged(args, &folder)?;
+    let weights = read_weights(&folder, averaged, &resolved)?;
+    let device = open_device(args.device.as_deref())?;
+    let arrays: Vec<Array> = weights.iter().map(|(_, array)| array.clone()).collect();
+    let names = weights.into_iter().map(|(name, _)| name);
+    let buffers: Vec<_> = names.zip(device.upload_all(&arrays)?).collect();
+    let batch = (args.batch.max(1) as usize).min(seeds.len());
+    let mut generator = sampling::generator(&resolved, &device, &buffers, batch)?;
+    let mut trajectory = (format == Format::Gif).then(|| Trajectory { frames: vec![] });
+    let config = &resolved.config.sample;
+    let samples = sampling::sample(&mut generator, config, &seeds, labels.as_deref(), trajectory.as_mut())
+        .map_err(|e| located(&resolved, e))?;
+    let bytes = match format {
+        Format::Png => drawn(&resolved, &samples.to_f32_vec())?.png()?,
+        Format::Gif => {
+            let frames = trajectory.map(|t| t.frames).unwrap_or_default();
+            let pictures = frames.iter().map(|f| drawn(&resolved, f)).collect::<Result<Vec<_>>>()?;
+            picture::gif(&pictures)?
+        }
+        Format::Npy => npy::npy(&samples),
+        Format::Npz => archive(&samples, &seeds, labels.as_deref())?,
+    };
+    write_atomic(&args.out, &bytes)?;
+    print(&format!("{}\n", args.out.display()))
+}
+
+fn format_of(path: &Path) -> Result<Format> {
+    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    Ok(match extension.as_str() {
+        "png" => Format::Png,
+        "npy" => Format::Npy,
+        "npz" => Format::Npz,
+        "gif" => Format::Gif,
+        _ => {
+            let message = format!("--out {}: its name must end in .png, .npy, .npz or .gif", path.display());
+            return Err(Error::Usage(message));
+        }
+    })
+}
+
+/// The flags as settings over the run's `[sample]`.
+fn settings(args: &SampleArgs) -> Result<Vec<String>> {
+    let mut sets = args.set.clone();
+    sets.extend(args.sampler.iter().map(|v| format!("sample.sampler={v}")));
+    sets.extend(args.grid.iter().map(|v| format!("sample.grid={v}")));
+    sets.extend(args.steps.iter().map(|v| format!("sample.steps={v}")));
+    sets.extend(args.cfg.iter().map(|v| format!("sample.cfg={v:?}")));
+    if let Some(text) = &args.guidance_interval {
+        let wrong = || Error::Usage(format!("--guidance-interval {text}: write two times, as 0.1,0.8"));
+        let (low, high) = text.split_once(',').ok_or_else(wrong)?;
+        let number = |s: &str| s.trim().parse::<f64>().map_err(|_| wrong());
+        sets.push(format!("sample.guidance_interval=[{:?}, {:?}]", number(low)?, number(high)?));
+    }
+    Ok(sets)
+}
+
+/// Whether the averaged weights are used.
+fn averaged(args: &SampleArgs, checkpoint: &Path) -> Result<bool> {
+    let there = checkpoint.join("ema.safetensors").is_file();
+    if args.ema && !there {
+        let message = format!("--ema: {} keeps no averaged weights (ema.decay was 0)", checkpoint.display());
+        return Err(Error::Usage(message));
+    }
+    Ok(there && !args.no_ema)
+}
+
+fn read_weights(folder: &Path, averaged: bool, resolved: &Resolved) -> Result<checkpoint::tensors::Named> {
+    if folder.join("state.json").is_file() {
+        checkpoint::verify(folder)?;
+    }
+    let file = folder.join(if averaged { "ema.safetensors" } else { "model.safetensors" });
+    let specs = resolved.config.model.specs()?;
+    let wanted: Vec<(String, Type)> = specs.iter().map(|s| (s.name.clone(), s.ty())).collect();
+    let arrays = checkpoint::tensors::fit(&file, checkpoint::tensors::read(&file)?, &wanted)?;
+    Ok(wanted.into_iter().map(|(name, _)| name).zip(arrays).collect())
+}
+
+fn located(resolved: &Resolved, error: Error) -> Error {
+    match error {
+        Error::Model(inner) => resolved.locate(inner),
+        other => other,
+    }
+}
+
+/// Samples as a picture; points over some of the data, where that is built in and so at hand.
+fn drawn(resolved: &Resolved, samples: &[f32]) -> Result<picture::Picture> {
+    let dims = resolved.config.model.sample_dims()?;
+    let reference = match dims[..] {
+        [2] => reference_points(&Dataset::open(&resolved.config.data, resolved.config.train.seed)?)?,
+        _ => vec![],
+    };
+    picture::draw(samples, &dims, &reference)
+}
+
+fn archive(samples: &Array, seeds: &[u64], labels: Option<&[i32]>) -> Result<Vec<u8>> {
+    let words: Vec<u32> = seeds
+        .iter()
+        .map(|&s| {
+            u32::try_from(s).map_err(|_| Error::Usage(format!("seed {s} does not fit .npz's u32 seeds; use .npy")))
+        })
+        .collect::<Result<_>>()?;
+    let seeds = Array::u32([words.len()], &words);
+    let labels = labels.map(|l| Array::i32([l.len()], l));
+    let mut arrays = vec![("samples", samples), ("seeds", &seeds)];
+    arrays.extend(labels.as_ref().map(|l| ("labels", l)));
+    Ok(npy::npz(&arrays))
+}
