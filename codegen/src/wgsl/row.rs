@@ -46,14 +46,14 @@ pub(super) fn write(kernel: &Kernel, limits: &GpuLimits) -> Result<Vec<Shader>> 
         (n, t) => (format!("w * {n}u + lid / {t}u"), format!("lid % {t}u")),
     };
     w.line(format!("let lane = {lane};"));
-    if rows % per_workgroup == 0 {
+    if rows.is_multiple_of(per_workgroup) {
         w.line(format!("let row = {row};"));
     } else {
         // Teams without a row do the last one again and store nothing: barriers want every invocation.
         w.line(format!("let own_row = {row};"));
         w.line(format!("let row = min(own_row, {}u);", rows.max(1) - 1));
     }
-    let owned = (rows % per_workgroup != 0).then(|| format!("own_row < {rows}u"));
+    let owned = (!rows.is_multiple_of(per_workgroup)).then(|| format!("own_row < {rows}u"));
     w.decode(&rows_dims, "row");
 
     let all: Vec<InstId> = kernel.stores.iter().map(|s| s.value).collect();
