@@ -10,7 +10,7 @@
 
 use super::exec::{Block, Env};
 use super::ops::Ops;
-use super::plan::{Given, Plan, Planner, indices};
+use super::plan::{Domain, Given, Plan, Planner, indices};
 use super::rows::{Shared, dims_of};
 use super::scratch::{Need, Scratch, Worker};
 use super::threads::share;
@@ -182,7 +182,8 @@ impl Contract {
                 let outer: Vec<_> = bd.iter().chain(slow).copied().collect();
                 let mut planner = Planner::new(kernel, in_place, &outer, fast, &seen, false)?;
                 let value = planner.value(id)?;
-                planner.store_value(arg, DType::F32, &dense, value)?;
+                // With every chunk, even where the operand is one number: chunks are what packs it.
+                planner.store_value(arg, DType::F32, &dense, value, Domain::Full)?;
                 Ok::<Operand, String>(Operand::Packed { plan: Box::new(planner.finish()), k_inner, whole })
             };
         let lhs = operand(plain_lhs, lhs, &md, mb, n_blocks, args)?;

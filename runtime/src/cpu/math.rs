@@ -186,3 +186,97 @@ pub(crate) fn threefry(k0: u32, k1: u32, counter: u32) -> u32 {
     }
     a ^ b
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::ops::{Pointwise, Src, all};
+
+    /// The greatest distance, in units in the last place, over a dense walk through the floats of a range.
+    fn worst(from: f32, to: f32, f: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64) -> f64 {
+        let mut worst = 0f64;
+        for i in 0..200_001 {
+            let x = from + (to - from) * (i as f32 / 200_000.0);
+            let (got, want) = (f(x), exact(x as f64));
+            let near = want as f32;
+            let ulp = (f32::from_bits((near.abs().to_bits()).max(0x0080_0000) + 1) as f64
+                - f32::from_bits((near.abs().to_bits()).max(0x0080_0000)) as f64)
+                .abs();
+            let distance = (got as f64 - want).abs() / ulp;
+            assert!(distance.is_finite(), "f({x}) = {got}, not {want}");
+            worst = worst.max(distance);
+        }
+        worst
+    }
+
+    fn within(name: &str, bound: f64, found: f64) {
+        assert!(found <= bound, "{name}: {found} ulp, stated {bound}");
+    }
+
+    #[test]
+    fn errors_are_within_the_stated_bounds() {
+        for (from, to) in [(-1.0, 1.0), (-87.0, 88.7), (-1e-3, 1e-3)] {
+            within("exp", 2.0, worst(from, to, exp, f64::exp));
+        }
+        for (from, to) in [(0.5, 2.0), (0.999, 1.001), (1e-30, 1e-20), (1e-3, 100.0), (1.0, 3e38)] {
+            within("log", 2.0, worst(from, to, log, f64::ln));
+        }
+        for (from, to) in [(-1.0, 1.0), (-12.0, 12.0), (-1e-3, 1e-3), (0.59, 0.61)] {
+            within("tanh", 2.0, worst(from, to, tanh, f64::tanh));
+        }
+        for (from, to) in [(-1.0, 1.0), (-5.0, 5.0), (-1e-3, 1e-3), (0.9, 1.1)] {
+            within("erf", 3.0, worst(from, to, erf, libm::erf));
+        }
+        for (from, to) in [(-7.0, 7.0), (-1000.0, 1000.0), (-1e6, 1e6), (3.1415, 3.1417)] {
+            within("sin", 1.0, worst(from, to, sin, f64::sin));
+            within("cos", 1.0, worst(from, to, cos, f64::cos));
+        }
+    }
+
+    #[test]
+    fn special_values() {
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        assert_eq!((exp(0.0), exp(-inf), exp(inf), exp(-200.0), exp(200.0)), (1.0, 0.0, inf, 0.0, inf));
+        assert!(exp(-100.0) > 0.0 && exp(-100.0) < f32::MIN_POSITIVE);
+        assert_eq!((log(1.0), log(0.0), log(-0.0), log(inf)), (0.0, -inf, -inf, inf));
+        assert!(log(-1.0).is_nan());
+        assert!((log(1e-42) as f64 - (1e-42f32 as f64).ln()).abs() < 1e-5);
+        assert_eq!((tanh(0.0), tanh(inf), tanh(-inf), tanh(1e30), tanh(1e-30)), (0.0, 1.0, -1.0, 1.0, 1e-30));
+        assert_eq!((erf(0.0), erf(inf), erf(-inf), erf(100.0)), (0.0, 1.0, -1.0, 1.0));
+        assert_eq!((sign(-3.0), sign(0.0), sign(5.0)), (-1.0, 0.0, 1.0));
+        for f in [exp, log, tanh, erf, sin, cos, sign] {
+            assert!(f(nan).is_nan());
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let x: Vec<f32> =
+            (0..1000).map(|i| (i as f32 - 500.0) * 0.037).chain([f32::INFINITY, 1e9, -3e7, 0.0]).collect();
+        let src = Src { ptr: x.as_ptr() as *const u32, step: 1 };
+        let one = Src { ptr: src.ptr, step: 0 };
+        use Pointwise::*;
+        for op in [Exp, Log, Sin, Cos, Tanh, Erf, Sqrt, Rsqrt, Floor, AddF, MulF, MaxF, FloatToI, RoundBf16, Threefry] {
+            let results: Vec<Vec<u32>> = all()
+                .iter()
+                .map(|ops| {
+                    let mut out = vec![0u32; x.len()];
+                    // SAFETY: all operands have the length of `out` or step 0.
+                    unsafe { (ops.pointwise)(op, x.len(), out.as_mut_ptr(), src, one, src) };
+                    out
+                })
+                .collect();
+            for r in &results[1..] {
+                let same = r.iter().zip(&results[0]).all(|(a, b)| a == b || f32::from_bits(*a).is_nan());
+                assert!(same, "{op:?}");
+            }
+        }
+        let sums: Vec<u32> = all().iter().map(|o| unsafe { (o.sum)(x.as_ptr(), 1000) }.to_bits()).collect();
+        assert!(sums.iter().all(|s| *s == sums[0]));
+    }
+
+    #[test]
+    fn threefry_is_that_of_the_language() {
+        assert_eq!(threefry(7, 9, 11), dnx_ir::threefry::bits([7, 9], 11));
+    }
+}

@@ -530,12 +530,19 @@ impl<'k> Planner<'k> {
         let value = self.value(store.value)?;
         let arg = store.arg as usize;
         let dtype = self.kernel.args[arg].dtype;
-        self.store_value(arg, dtype, &store.index, value)
+        self.store_value(arg, dtype, &store.index, value, Domain::Uniform)
     }
 
-    /// Adds a store of a value to an argument, which may be one beyond the kernel's own.
-    pub(crate) fn store_value(&mut self, arg: usize, dtype: DType, idx: &Idx, value: Val) -> Result<(), String> {
-        let domain = self.domain_of_mask(terms_only(idx).dims()).max(self.domains[value]);
+    /// Adds a store of a value to an argument, which may be one beyond the kernel's own, in this domain at least.
+    pub(crate) fn store_value(
+        &mut self,
+        arg: usize,
+        dtype: DType,
+        idx: &Idx,
+        value: Val,
+        least: Domain,
+    ) -> Result<(), String> {
+        let domain = self.domain_of_mask(terms_only(idx).dims()).max(self.domains[value]).max(least);
         let mut value = self.operand(value, domain);
         let index = self.space.index(idx);
         let in_place = self.in_place.get(arg).copied().unwrap_or(false);
