@@ -51,6 +51,13 @@ pub struct DeviceInfo {
     pub limits: BTreeMap<String, u64>,
 }
 
+impl DeviceInfo {
+    /// What a cache of compiled or tuned kernels depends on: adapter, driver and interface.
+    pub fn fingerprint(&self) -> String {
+        format!("{}; {}; {}", self.name, self.backend, self.driver)
+    }
+}
+
 /// A device that runs programs. Clones are the same device.
 #[derive(Clone)]
 pub struct Device {
