@@ -450,7 +450,8 @@ fn check(s: &Spec, device: &Device, path: &str) -> Result<Vec<f64>, Failure> {
     let mut at = 0;
     let mut take = |ty: Type| -> Result<Array, Failure> {
         let end = at + ty.elems() * 4;
-        let part = bytes.get(at..end).ok_or_else(|| format!("{path} is too short: {} bytes, {end} wanted", bytes.len()))?;
+        let part =
+            bytes.get(at..end).ok_or_else(|| format!("{path} is too short: {} bytes, {end} wanted", bytes.len()))?;
         at = end;
         Ok(Array::from_bytes(ty, part.to_vec()))
     };

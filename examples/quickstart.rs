@@ -12,11 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // A graph reads like the formula: the mean squared error of a linear map.
     let g = Graph::new("error");
-    let (w, x, y) = (
-        g.param("w", Type::f32([3, 1])),
-        g.param("x", Type::f32([4, 3])),
-        g.param("y", Type::f32([4, 1])),
-    );
+    let (w, x, y) = (g.param("w", Type::f32([3, 1])), g.param("x", Type::f32([4, 3])), g.param("y", Type::f32([4, 1])));
     let error = g.finish(&[(x.matmul(w) - y).square().mean_all()])?;
     println!("{error}");
 

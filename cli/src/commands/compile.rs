@@ -23,6 +23,13 @@ struct Input {
     parameters: u64,
     trainable: u64,
     stages: Vec<(Stage, Func)>,
+    forward: Option<Forward>,
+}
+
+/// What `--dump-ir=jvp` differentiates: a loss, by its parameters.
+struct Forward {
+    func: Func,
+    wrt: Vec<usize>,
 }
 
 pub fn run(args: &CompileArgs) -> Result<()> {
@@ -37,16 +44,22 @@ pub fn run(args: &CompileArgs) -> Result<()> {
         // Shaders are what most look for, and no driver is needed to write them.
         None => Target::Gpu(GpuLimits::default()),
     };
-    let mut dump = stage.map_or(Dump::none(), |s| Dump::of(&[s]));
+    // What is recomputed is decided while the derivative is made, so at that stage the program is that before it.
+    let recorded = if stage == Some(Stage::Remat) { Some(Stage::Partition) } else { stage };
+    let mut dump = recorded.map_or(Dump::none(), |s| Dump::of(&[s]));
     for (stage, func) in &input.stages {
         dump.record(*stage, || func.to_string());
+    }
+    if let (true, Some(forward)) = (dump.wants(Stage::Jvp), &input.forward) {
+        let derivative = dnx::autodiff::jvp(&forward.func, &forward.wrt)?;
+        dump.record(Stage::Jvp, || derivative.to_string());
     }
     let options = Options::new(target).with_donate(&input.donate);
     let compiled = compile_with(&input.func, &options, true, &mut dump)?;
     let stats = Stats::of(&compiled.exec, input.parameters, input.trainable);
     let mut output = Output { args, printed: String::new() };
-    if let Some(stage) = stage {
-        let text = dump.text(stage).ok_or_else(|| {
+    if let (Some(stage), Some(recorded)) = (stage, recorded) {
+        let text = dump.text(recorded).ok_or_else(|| {
             Error::Usage(format!(
                 "--dump-ir={stage}: this program does not pass through that stage ({})",
                 stage.about()
@@ -135,7 +148,7 @@ fn read_text(path: &Path) -> Result<Input> {
     let func = dnx::ir::text::parse(&text).map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
     dnx::ir::verify::verify(&func).map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
     let stages = [Stage::Model, Stage::Step].map(|s| (s, func.clone())).to_vec();
-    Ok(Input { func, donate: vec![], parameters: 0, trainable: 0, stages })
+    Ok(Input { func, donate: vec![], parameters: 0, trainable: 0, stages, forward: None })
 }
 
 fn read_config(args: &CompileArgs) -> Result<Input> {
@@ -164,6 +177,7 @@ fn read_config(args: &CompileArgs) -> Result<Input> {
         donate: vec![],
         parameters,
         trainable,
+        forward: None,
     };
     Ok(match args.program {
         ProgramKind::Step => {
@@ -173,7 +187,9 @@ fn read_config(args: &CompileArgs) -> Result<Input> {
                 (Stage::Grad, (*program.grad).clone()),
                 (Stage::Step, program.func.clone()),
             ];
-            Input { func: program.func, donate: program.donate, parameters, trainable, stages }
+            let wrt = (0..program.params.len()).collect();
+            let forward = Some(Forward { func: (*program.loss).clone(), wrt });
+            Input { func: program.func, donate: program.donate, parameters, trainable, stages, forward }
         }
         ProgramKind::Loss => plain(loss_program(&config.model, &resolved.process, batch, 0)?.func),
         ProgramKind::Forward => plain(forward_program(&config.model, batch, false)?.func),
