@@ -6,7 +6,8 @@
 
 use super::exec::{Block, Env, combine, combine_argmax};
 use super::ops::Ops;
-use super::plan::{CHUNK, Class, Given, Plan, Planner, indices};
+use super::plan::{Class, Plan};
+use super::planner::{CHUNK, Given, Planner, indices};
 use super::rows::{SERIAL, Shared, dims_of};
 use super::scratch::{Need, Scratch};
 use super::threads::share;

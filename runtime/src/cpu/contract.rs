@@ -10,7 +10,8 @@
 
 use super::exec::{Block, Env};
 use super::ops::Ops;
-use super::plan::{Domain, Given, Plan, Planner, indices};
+use super::plan::{Domain, Plan};
+use super::planner::{Given, Planner, indices};
 use super::rows::{Shared, dims_of};
 use super::scratch::{Need, Scratch, Worker};
 use super::threads::share;

@@ -10,10 +10,12 @@ mod math;
 mod memory;
 mod ops;
 mod plan;
+mod planner;
 mod program;
 mod rows;
 mod scatter;
 mod scratch;
+mod select;
 mod space;
 mod threads;
 

@@ -3,7 +3,7 @@
 use super::column::Column;
 use super::contract::Contract;
 use super::ops::{Ops, ops};
-use super::plan::in_place;
+use super::planner::in_place;
 use super::rows::{Multi, Rows};
 use super::scatter::ScatterAdd;
 use super::scratch::{Need, Scratch};

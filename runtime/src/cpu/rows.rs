@@ -4,7 +4,8 @@
 
 use super::exec::{Block, Env};
 use super::ops::Ops;
-use super::plan::{CHUNK, Domain, Plan, Planner, indices};
+use super::plan::{Domain, Plan};
+use super::planner::{CHUNK, Planner, indices};
 use super::scratch::{Need, Scratch};
 use super::threads::share;
 use dnx_codegen::kernel::{Kernel, Kind, Role};

@@ -2,7 +2,8 @@
 
 use super::exec::{Block, Chunk, Env};
 use super::ops::Ops;
-use super::plan::{Class, Domain, Plan, Planner, Val, indices};
+use super::plan::{Class, Domain, Plan, Val};
+use super::planner::{Planner, indices};
 use super::rows::{SERIAL, Shared, dims_of};
 use super::scratch::{Need, Scratch};
 use super::threads::share;
