@@ -40,13 +40,13 @@ pub fn compile(func: &Func, options: &Options) -> Result<Compiled> {
 pub fn compile_with(func: &Func, options: &Options, verify: bool, dump: &mut Dump) -> Result<Compiled> {
     check_donations(func, options)?;
     let prepared = prepare_with(func, &options.target, verify, dump)?;
-    let func = without_barriers(&prepared).in_stage(Stage::Fuse)?;
+    let (func, depths) = without_barriers(&prepared).in_stage(Stage::Fuse)?;
     // One binding is left for the scratch buffer of kernels in two stages.
     let max_args = match &options.target {
         Target::Cpu => CPU_ARGS,
         Target::Gpu(limits) => limits.storage_buffers.saturating_sub(1).clamp(2, CPU_ARGS as u32) as usize,
     };
-    let Fusion { groups, reasons } = fuse(&func, max_args, options.fuse).in_stage(Stage::Fuse)?;
+    let Fusion { groups, reasons } = fuse(&func, &depths, max_args, options.fuse).in_stage(Stage::Fuse)?;
     dump.record(Stage::Fuse, || fusion_text(&func, &groups, &reasons));
     dump.record(Stage::Kernels, || groups.iter().map(|g| format!("{}\n", g.lowered.kernel)).collect());
     let plan = schedule(&func, &groups, &options.donate);
@@ -81,24 +81,28 @@ fn check_donations(func: &Func, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Barriers have done their work once the graph passes are over.
-fn without_barriers(func: &Func) -> dnx_ir::Result<Func> {
-    if !func.nodes.iter().any(|n| n.op == Op::OptimizationBarrier) {
-        return Ok(func.clone());
-    }
+/// The function without its barriers, and per node the greatest number of barriers on a path to it: kernels never
+/// join nodes of different depth, so that what is to be recomputed late is not computed early after all.
+fn without_barriers(func: &Func) -> dnx_ir::Result<(Func, Vec<u32>)> {
     let mut b = Builder::on_mesh(&func.name, func.mesh.clone());
     let mut map = vec![None; func.values.len()];
+    let mut depth_of = vec![0u32; func.values.len()];
+    let mut depths = vec![];
     for node in &func.nodes {
+        let mut depth = node.operands.iter().map(|o| depth_of[o.index()]).max().unwrap_or(0);
         if node.op == Op::OptimizationBarrier {
+            depth += 1;
             for (&r, &o) in node.results.iter().zip(&node.operands) {
                 map[r.index()] = map[o.index()];
             }
         } else {
             b.copy_node(func, node, &mut map)?;
+            depths.push(depth);
         }
+        node.results.iter().for_each(|r| depth_of[r.index()] = depth);
     }
     let results: Vec<ValueId> = func.results.iter().map(|r| map[r.index()].expect("topological")).collect();
-    Ok(b.finish(&results))
+    Ok((b.finish(&results), depths))
 }
 
 struct Planner<'a> {

@@ -71,6 +71,7 @@ struct Fuser<'f> {
 struct Draft {
     kind: Kind,
     members: Vec<NodeId>,
+    depth: u32,
 }
 
 /// Marks the nodes that do work or whose result must be in memory.
@@ -147,12 +148,14 @@ fn sink_views(func: &Func, compute: &mut [bool]) {
 
 /// Groups the nodes of a function that holds primitive ops alone.
 ///
+/// `depths` gives per node the number of optimization barriers before it: nodes of different depth are not merged.
+///
 /// # Errors
 /// A node that is no kernel even by itself.
-pub fn fuse(func: &Func, max_args: usize, enabled: bool) -> Result<Fusion, dnx_ir::Error> {
+pub fn fuse(func: &Func, depths: &[u32], max_args: usize, enabled: bool) -> Result<Fusion, dnx_ir::Error> {
     let compute = compute_nodes(func);
     let cx = Context { func, users: func.users(), compute, max_args };
-    let mut fuser = Fuser::new(cx);
+    let mut fuser = Fuser::new(cx, depths);
     if enabled {
         fuser.merge_all();
     }
@@ -173,7 +176,7 @@ fn is_cheap(op: &Op) -> bool {
 }
 
 impl<'f> Fuser<'f> {
-    fn new(cx: Context<'f>) -> Fuser<'f> {
+    fn new(cx: Context<'f>, depths: &[u32]) -> Fuser<'f> {
         let func = cx.func;
         let mut is_result = vec![false; func.values.len()];
         func.results.iter().for_each(|r| is_result[r.index()] = true);
@@ -188,7 +191,7 @@ impl<'f> Fuser<'f> {
                     _ => Kind::Loop,
                 };
                 group_of[id.index()] = groups.len();
-                groups.push(Some(Draft { kind, members: vec![id] }));
+                groups.push(Some(Draft { kind, members: vec![id], depth: depths[id.index()] }));
             }
         }
         let order = (0..groups.len()).map(Some).collect();
@@ -313,6 +316,10 @@ impl<'f> Fuser<'f> {
     fn try_merge(&mut self, p: usize, c: usize) -> Result<(), Refusal> {
         let refuse = |why: &str| Err(Refusal(why.to_string()));
         let (Some(from), Some(to)) = (&self.groups[p], &self.groups[c]) else { return refuse("already merged") };
+        if from.depth != to.depth {
+            return refuse("a barrier stands between them");
+        }
+        let depth = to.depth;
         let kind = match (from.kind, to.kind) {
             (Kind::Loop, k) if k != Kind::Contract => k,
             (k @ (Kind::Row | Kind::Column | Kind::Contract), Kind::Loop) => k,
@@ -357,7 +364,7 @@ impl<'f> Fuser<'f> {
         for m in &members {
             self.group_of[m.index()] = c;
         }
-        self.groups[c] = Some(Draft { kind, members });
+        self.groups[c] = Some(Draft { kind, members, depth });
         self.groups[p] = None;
         self.reorder(p, c, &between);
         Ok(())

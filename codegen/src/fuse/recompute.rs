@@ -59,7 +59,9 @@ impl<'a, 'f> Board<'a, 'f> {
             }
             for g in free {
                 waits.remove(&g);
-                waits.values_mut().for_each(|w| drop(w.remove(&g)));
+                for w in waits.values_mut() {
+                    w.remove(&g);
+                }
             }
         }
     }
@@ -263,6 +265,9 @@ impl<'a, 'f> Board<'a, 'f> {
             (p, q) if p == q && matches!(p, Kind::Column | Kind::Row | Kind::Loop) => p,
             (p, q) => return refuse(&format!("a {p:?} and a {q:?} kernel do not run as one")),
         };
+        if x.draft.depth != y.draft.depth {
+            return refuse("a barrier stands between them");
+        }
         // Little vectors are read by everybody; sharing them is worth nothing.
         let points = x.lowered.kernel.points();
         if points != y.lowered.kernel.points() || self.fuser.cx.func.ty(v).elems() * 4 < points {
@@ -276,7 +281,7 @@ impl<'a, 'f> Board<'a, 'f> {
         let shadows: BTreeSet<NodeId> = x.shadows.union(&y.shadows).copied().collect();
         let mut outputs = [x.outputs.as_slice(), y.outputs.as_slice()].concat();
         outputs.sort();
-        let draft = Draft { kind, members };
+        let draft = Draft { kind, members, depth: x.draft.depth };
         let all: BTreeSet<NodeId> = draft.members.iter().chain(&shadows).copied().collect();
         let all: Vec<NodeId> = all.into_iter().collect();
         let lowered = lower(&self.fuser.cx, kind, &all, &outputs)?;

@@ -145,11 +145,13 @@ fn attempt(
 
 /// The node a group is built around, if its kind has one.
 fn anchor(cx: &Context, kind: Kind, members: &[NodeId]) -> Option<NodeId> {
-    members.iter().copied().find(|n| match (&cx.func.nodes[n.index()].op, kind) {
-        (Op::Reduce { .. } | Op::Argmax { .. }, Kind::Row | Kind::Column) => true,
-        (Op::Dot { .. } | Op::Conv { .. }, Kind::Contract) => true,
-        (Op::ScatterAdd { .. }, Kind::Index) => true,
-        _ => false,
+    members.iter().copied().find(|n| {
+        matches!(
+            (&cx.func.nodes[n.index()].op, kind),
+            (Op::Reduce { .. } | Op::Argmax { .. }, Kind::Row | Kind::Column)
+                | (Op::Dot { .. } | Op::Conv { .. }, Kind::Contract)
+                | (Op::ScatterAdd { .. }, Kind::Index)
+        )
     })
 }
 
