@@ -168,13 +168,13 @@ impl Spec {
 }
 
 /// The weights of a graph, taken in order.
-struct Weights<'g> {
-    tensors: std::vec::IntoIter<Tensor<'g>>,
+struct Weights<'w, 'g> {
+    tensors: std::slice::Iter<'w, Tensor<'g>>,
 }
 
-impl<'g> Weights<'g> {
+impl<'g> Weights<'_, 'g> {
     fn next(&mut self) -> Tensor<'g> {
-        self.tensors.next().expect("as many weights as the network names")
+        *self.tensors.next().expect("as many weights as the network names")
     }
 
     fn linear(&mut self, x: Tensor<'g>) -> Tensor<'g> {
@@ -184,7 +184,7 @@ impl<'g> Weights<'g> {
 }
 
 fn mlp<'g>(s: &Spec, weights: &[Tensor<'g>], x: Tensor<'g>, t: Tensor<'g>) -> Tensor<'g> {
-    let mut w = Weights { tensors: weights.to_vec().into_iter() };
+    let mut w = Weights { tensors: weights.iter() };
     let mut h = x.graph().concat(&[x, t.unsqueeze(1)], 1);
     for _ in 0..s.layers {
         h = w.linear(h).silu();
@@ -206,7 +206,7 @@ fn gelu<'g>(x: Tensor<'g>) -> Tensor<'g> {
 
 fn dit<'g>(s: &Spec, weights: &[Tensor<'g>], x: Tensor<'g>, t: Tensor<'g>, y: Tensor<'g>) -> Tensor<'g> {
     let g = x.graph();
-    let mut w = Weights { tensors: weights.to_vec().into_iter() };
+    let mut w = Weights { tensors: weights.iter() };
     let (b, side, p, d) = (x.dim(0), s.side(), s.patch, s.dim);
     let grid = [b, side, side, p, p, s.chan];
     let patches = x.reshape(&[b, side, p, side, p, s.chan]).transpose(&[0, 1, 3, 2, 4, 5]);

@@ -203,7 +203,7 @@ pub fn prune(folder: &Path, keep: usize, keep_every: u64) -> Result<()> {
     let all = list(folder)?;
     let old = all.len().saturating_sub(keep);
     for (step, path) in &all[..old] {
-        if keep_every == 0 || step % keep_every != 0 {
+        if keep_every == 0 || !step.is_multiple_of(keep_every) {
             // Renamed first, so that a half-removed folder is never taken for a checkpoint.
             let doomed = beside(path, "gone");
             fs::rename(path, &doomed).map_err(Error::io("cannot remove", path))?;

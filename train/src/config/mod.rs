@@ -157,7 +157,9 @@ impl Config {
         config.model.set_remat(config.train.remat);
         let process = config.process.resolve().map_err(place)?;
         config.process = config.process.resolved().map_err(place)?;
-        config.optim.schedule = config.optim.schedule.resolve(config.train.steps as usize);
+        // A run cut shorter than its warm-up never gets to the schedule's shape, which must end somewhere all the same.
+        let end = (config.train.steps as usize).max(config.optim.schedule.warmup + 1);
+        config.optim.schedule = config.optim.schedule.resolve(end);
         config.optim.check().map_err(place)?;
         config.ema.check().map_err(place)?;
         config.sample.sampler(&process).map_err(place)?;
@@ -185,7 +187,7 @@ impl Config {
         if self.train.steps >= u32::MAX as u64 {
             return Err(source.wrong("train.steps", "is more than 4,294,967,294, the most a run counts"));
         }
-        if self.data.batch % self.train.accumulate != 0 {
+        if !self.data.batch.is_multiple_of(self.train.accumulate) {
             let message = format!("{} does not divide data.batch = {}", self.train.accumulate, self.data.batch);
             return Err(source.wrong("train.accumulate", &message));
         }

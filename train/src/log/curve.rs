@@ -77,7 +77,7 @@ mod tests {
         let falling: Vec<(u64, f64)> = (1..100).map(|i| (i * 10, 1.0 / i as f64)).collect();
         let svg = draw(&falling).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-        assert_eq!(svg.matches("<polyline").count() >= 2, true);
+        assert!(svg.matches("<polyline").count() >= 2);
         for points in [vec![], vec![(1, f64::NAN)], vec![(5, 0.5)], vec![(1, -1.0), (2, -1.0)]] {
             assert!(draw(&points).unwrap().contains("<svg"), "{points:?}");
         }
