@@ -6,6 +6,7 @@ use crate::gpu::{GpuBound, GpuMemory, GpuProgram};
 use crate::{Buffer, Error, Result};
 use dnx_codegen::exec::{Executable, VERSION};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An executable made ready on a device. Clones are the same program.
 #[derive(Clone)]
@@ -151,6 +152,18 @@ impl Bound {
         match &self.loaded {
             LoadedBound::Cpu(bound) => bound.run(),
             LoadedBound::Gpu(bound) => Ok(bound.run()?),
+        }
+    }
+
+    /// Runs once and gives the time of each of the executable's steps. Only the cpu device can tell.
+    pub fn profile(&self) -> Result<Vec<Duration>> {
+        match &self.loaded {
+            LoadedBound::Cpu(bound) => bound.profile(),
+            LoadedBound::Gpu(_) => Err(Error::Unsupported {
+                program: self.program.exec.name.clone(),
+                device: self.program.device.name().to_string(),
+                reason: "the times of single steps are known on the cpu device alone".to_string(),
+            }),
         }
     }
 

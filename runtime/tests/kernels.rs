@@ -208,6 +208,16 @@ fn random_load(make: &mut Make, r: &mut Random, dims: &[usize], dtype: DType) ->
             let multiple = r.pick(&[1, 1, 3]);
             index.checks.push(Check { index: affine(0, &[(d, 1)]), lo: 1, hi: n.max(1), multiple });
         }
+        // A stretch of the flat order, forwards or backwards: what a concatenation leaves of an operand.
+        3 if r.below(2) == 0 => {
+            let (lo, hi) = (r.below(elems) as i64, 1 + r.below(elems) as i64);
+            let mut flat = Idx { checks: vec![], ..index.clone() };
+            if r.below(2) == 0 {
+                flat.terms.iter_mut().for_each(|t| t.0 = -t.0);
+                flat.offset = elems as i64 - 1;
+            }
+            index.checks.push(Check { index: flat, lo, hi, multiple: 1 });
+        }
         // Transposed by a reshape that does not factor.
         3 => {
             let flat = Idx { checks: vec![], ..index.clone() };
@@ -283,7 +293,7 @@ fn random_sizes(r: &mut Random, rank: usize, most: usize) -> Vec<usize> {
 
 #[test]
 fn random_loops() {
-    for seed in 0..60 {
+    for seed in 0..90 {
         let r = &mut Random(seed);
         let sizes: Vec<(usize, Role)> =
             random_sizes(r, 1 + seed as usize % 4, 20_000).into_iter().map(|n| (n, Parallel)).collect();

@@ -22,9 +22,11 @@ use gemm::Parallelism;
 /// Flops below which a contraction stays on one thread; tasks have about as many at least.
 const SERIAL: usize = 1 << 18;
 /// Flops of a task of a large contraction, about.
-const TASK: usize = 32 << 20;
+const TASK: usize = 96 << 20;
 /// Tasks of a contraction, about, at most.
 const TASKS: usize = 64;
+/// Results of a block, at least, where a contraction is cut for threads: smaller ones cost more packing than they save.
+const AREA: usize = 96 * 128;
 /// Depth of a tile of K where an operand is packed.
 const DEPTH: usize = 1024;
 /// Words of an operand that may be packed before the product.
@@ -492,6 +494,9 @@ fn blocks(batch: usize, m: usize, n: usize, k: usize, lhs_packed: bool, rhs_pack
     let (mut mb, mut nb) = (m, n);
     let halve = |x: usize| x.div_ceil(2).next_multiple_of(16);
     while batch * m.div_ceil(mb.max(1)) * n.div_ceil(nb.max(1)) < wanted {
+        if mb * nb < 2 * AREA && batch * m.div_ceil(mb) * n.div_ceil(nb) >= 4 {
+            break;
+        }
         let m_first = match (lhs_packed, rhs_packed) {
             (true, false) => mb > 128 || nb <= 64,
             (false, true) => mb > 64 && nb <= 128,

@@ -244,20 +244,29 @@ impl Plan {
                 let mut view = None;
                 for_runs(dims, at, n, |place, done, len| {
                     let out = unsafe { dst.add(done) };
-                    if !load.tests.iter().all(|t| t.holds(place)) {
+                    let (mut from, mut to) = (0, len);
+                    for test in &load.tests {
+                        let (a, b) = test.clip(place, len);
+                        (from, to) = (from.max(a), to.min(b));
+                    }
+                    if from >= to {
                         return unsafe { std::ptr::write_bytes(out, 0, len) };
                     }
-                    let mut base = load.index.at(place);
+                    let mut base = load.index.at(place) + from as i64 * step;
                     for d in &load.dynamic {
                         let v = unsafe { *env.vals.add(d.value) };
                         let row = if d.per_row { (at + done) / self.cols.max(1) - chunk.row } else { 0 };
                         base += d.clamp(unsafe { *v.ptr.add(row * v.step) }) * d.stride;
                     }
-                    if len == n && load.dtype.size() == 4 && step == 1 {
+                    if to - from == n && load.dtype.size() == 4 && step == 1 {
                         view = Some(Src { ptr: unsafe { words.offset(base as isize) }, step: 1 });
                         return;
                     }
-                    unsafe { copy_line(load.dtype, memory, base, step, out, len) };
+                    unsafe {
+                        std::ptr::write_bytes(out, 0, from);
+                        copy_line(load.dtype, memory, base, step, out.add(from), to - from);
+                        std::ptr::write_bytes(out.add(to), 0, len - to);
+                    }
                 });
                 view.unwrap_or(Src { ptr: dst, step: 1 })
             }

@@ -318,7 +318,7 @@ impl<'k> Planner<'k> {
         let rank = dims.len();
         let plain = tests.is_empty() && planned.is_empty();
         let steady = planned.iter().all(|t| t.per_row || self.domains[t.value] == Domain::Uniform);
-        let line = index.is_line(rank) && tests.iter().all(|t| t.ignores_last(rank)) && steady;
+        let line = index.is_line(rank) && tests.iter().all(|t| t.is_stretch(rank)) && steady;
         let long = rank == 0 || dims[rank - 1] >= 8;
         let walk = match self.contiguous(&index, domain) {
             Some(flat) if plain && dtype.size() != 2 => Walk::View(flat),

@@ -14,6 +14,7 @@ use dnx_codegen::exec::{ALIGN, BufRef, Collective, Executable, Step};
 use dnx_codegen::kernel::{Access, Kernel, Kind};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A planned kernel.
 pub(crate) enum Planned {
@@ -233,16 +234,32 @@ fn overlaps(kernel: &Kernel, args: &[BufRef]) -> Vec<bool> {
 
 impl CpuBound {
     pub(crate) fn run(&self) -> Result<()> {
+        self.walk(&mut || {})
+    }
+
+    /// The time of each step of one run.
+    pub(crate) fn profile(&self) -> Result<Vec<Duration>> {
+        let mut times = Vec::with_capacity(self.steps.len());
+        let mut before = Instant::now();
+        self.walk(&mut || {
+            times.push(before.elapsed());
+            before = Instant::now();
+        })?;
+        Ok(times)
+    }
+
+    fn walk(&self, after: &mut (dyn FnMut() + Send)) -> Result<()> {
         let program = &self.program;
         let Some(_turn) = program.queue.enter_program() else {
             return Err(Error::Reentrant { program: program.name.clone() });
         };
-        let all = || {
+        let mut all = move || {
             let ops = ops();
             for (work, step) in program.work.iter().zip(&self.steps) {
                 // SAFETY: `check_ranges` saw that each argument has its elements, `DonatedTwice` that no two inputs
                 // are written through one another, and the queue that nobody else touches the memory now.
                 unsafe { work.run(ops, step, &program.scratch) };
+                after();
             }
         };
         // One entry into the pool for the whole program: forks inside it are cheap.

@@ -291,9 +291,23 @@ impl Test {
         i >= self.lo && i < self.hi && (i - self.lo) % self.multiple == 0
     }
 
-    /// Whether the last of `rank` dims does not matter.
-    pub(crate) fn ignores_last(&self, rank: usize) -> bool {
-        !self.index.uses(rank)
+    /// Whether it holds along one stretch of each run: see [`Test::clip`].
+    pub(crate) fn is_stretch(&self, rank: usize) -> bool {
+        !self.index.uses(rank) || (self.multiple == 1 && self.index.is_line(rank))
+    }
+
+    /// Which points of a run it holds for, given a test of which [`Test::is_stretch`] says so.
+    pub(crate) fn clip(&self, place: &[usize], len: usize) -> (usize, usize) {
+        let step = self.index.step(place.len());
+        if step == 0 {
+            return if self.holds(place) { (0, len) } else { (0, 0) };
+        }
+        let first = self.index.at(place);
+        // The first points at or beyond either end of the interval, counted along the run.
+        let (from, to) =
+            if step > 0 { (self.lo - first, self.hi - first) } else { (first - self.hi + 1, first - self.lo + 1) };
+        let count = |x: i64| (x + step.abs() - 1).div_euclid(step.abs()).clamp(0, len as i64) as usize;
+        (count(from), count(to))
     }
 
     /// Buffers that [`Test::fill`] needs.
