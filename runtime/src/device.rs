@@ -93,6 +93,10 @@ impl Device {
     /// `gpu` (the best one), `gpu:1` (by position among the GPUs of [`Device::list`]), or a part of the name or
     /// `backend:name` of an adapter, in any case. Software rasterisers are opened only by name.
     pub fn open(selector: Option<&str>) -> Result<Device> {
+        // Who asks for the cpu by name need not wait for drivers to be loaded.
+        if selector == Some("cpu") {
+            return Ok(Device::cpu());
+        }
         let gpus = adapters();
         let mut all: Vec<DeviceInfo> = gpus.iter().map(|gpu| gpu.info()).collect();
         all.push(CpuDevice::info());
