@@ -10,7 +10,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use dnx_codegen::passes::canonical;
 use dnx_ir::{text, verify};
+
+/// What the last line of a canonical form begins with.
+const LAWS: &str = "laws: ";
 
 /// What stands after `// test:`.
 struct Directive {
@@ -51,6 +55,18 @@ fn run_case(directive: &Directive, input: &str) -> Result<String, String> {
             };
             verify::verify(&derived).map_err(|e| format!("{derived}\n{e}"))?;
             Ok(text::print(&derived))
+        }
+        // The canonical form, and the laws that led to it.
+        "canonical" => {
+            verify::verify(&func).map_err(|e| e.to_string())?;
+            let (found, mut laws) = canonical::explained(&func, true).map_err(|e| e.to_string())?;
+            verify::verify(&found).map_err(|e| format!("{found}\n{e}"))?;
+            laws.sort_unstable();
+            laws.dedup();
+            if laws.is_empty() {
+                laws.push("none");
+            }
+            Ok(format!("{}// {LAWS}{}", text::print(&found), laws.join(", ")))
         }
         kind => Err(format!("there is no kind of test `{kind}`")),
     }
@@ -144,6 +160,17 @@ fn every_file_gives_its_expected_output() {
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n\n"));
     assert!(cases > 0);
+}
+
+#[test]
+fn every_law_has_a_case() {
+    let mut paths = Vec::new();
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests/canonical"), &mut paths);
+    let contents: Vec<String> = paths.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
+    let lines = contents.iter().flat_map(|c| c.lines()).filter_map(|l| l.strip_prefix("//> // ")?.strip_prefix(LAWS));
+    let met: Vec<&str> = lines.flat_map(|l| l.split(", ")).collect();
+    let missing: Vec<&str> = canonical::laws().map(|l| l.name).filter(|name| !met.contains(name)).collect();
+    assert!(missing.is_empty(), "no case in filetests/canonical applies {missing:?}");
 }
 
 #[test]
