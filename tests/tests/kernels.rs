@@ -83,8 +83,10 @@ const PROGRAMS: &[(&str, Build)] = &[
         vec![z.convert(DType::BF16), z.convert(DType::F16)]
     }),
     ("reduce_to_scalar", |g| vec![f32(g, "x", &[70, 90]).square().sum_all()]),
+    ("reduce_to_scalar_long", |g| vec![f32(g, "x", &[1000, 1100]).square().sum_all()]),
     ("row_mean", |g| vec![f32(g, "x", &[5, 70]).mean(&[1])]),
     ("column_sum", |g| vec![f32(g, "x", &[70, 9]).sum(&[0])]),
+    ("column_sum_tall", |g| vec![f32(g, "x", &[20000, 24]).sum(&[0])]),
     ("argmax", |g| vec![f32(g, "x", &[5, 70]).apply(Op::Argmax { dim: 1 }, &[])]),
     ("softmax", |g| vec![layers::softmax(f32(g, "x", &[5, 70]))]),
     ("layer_norm", |g| vec![layers::layer_norm(&Params::new(g).root(), f32(g, "x", &[3, 5, 24]), 1e-6)]),
@@ -108,6 +110,10 @@ const PROGRAMS: &[(&str, Build)] = &[
     ("matmul_tn", |g| {
         let dims = DotDims { lhs_contract: vec![0], rhs_contract: vec![0], ..DotDims::default() };
         vec![f32(g, "x", &[40, 33]).dot(f32(g, "w", &[40, 50]), dims)]
+    }),
+    ("matmul_deep", |g| {
+        let dims = DotDims { lhs_contract: vec![0], rhs_contract: vec![0], ..DotDims::default() };
+        vec![f32(g, "x", &[8192, 33]).dot(f32(g, "w", &[8192, 50]), dims)]
     }),
     ("matmul_batched", |g| {
         let dims = DotDims { lhs_batch: vec![0], rhs_batch: vec![0], lhs_contract: vec![2], rhs_contract: vec![1] };
