@@ -97,13 +97,24 @@ pub fn compute_nodes(func: &Func) -> Vec<bool> {
         match node.op {
             Op::Take { .. } | Op::DynamicSlice { .. } => demand(node.operands[0]),
             Op::DynamicUpdateSlice => demand(node.operands[1]),
-            Op::ScatterAdd { .. } => demand(node.operands[0]),
+            // What starts from zeros has none to read.
+            Op::ScatterAdd { .. } if !is_zeros(func, node.operands[0]) => demand(node.operands[0]),
             _ => {}
         }
     }
     func.results.iter().for_each(|&r| demand(r));
     sink_views(func, &mut compute);
     compute
+}
+
+/// Whether every bit of a value is zero, as a constant or a repeated one.
+fn is_zeros(func: &Func, v: ValueId) -> bool {
+    let node = func.def(v);
+    match &node.op {
+        Op::Const(a) => a.as_splat().is_some_and(|s| s.bits() == 0),
+        Op::Broadcast { .. } => is_zeros(func, node.operands[0]),
+        _ => false,
+    }
 }
 
 /// A value whose only user is a bijective view is written as that view's result: the view joins the work.

@@ -44,7 +44,25 @@ pub fn scale(a: &Idx, k: i64, offset: i64) -> Idx {
 
 /// The sum of coordinates times strides.
 pub fn linear(coords: &[Idx], strides: &[usize]) -> Idx {
-    coords.iter().zip(strides).fold(Idx::default(), |sum, (c, &s)| add(&sum, &scale(c, s as i64, 0)))
+    rejoined(coords.iter().zip(strides).fold(Idx::default(), |sum, (c, &s)| add(&sum, &scale(c, s as i64, 0))))
+}
+
+/// `n (i / n) + i % n` as `i`: what a reshape has taken apart, read from an array in which it lies in one piece.
+fn rejoined(mut idx: Idx) -> Idx {
+    let whole = |idx: &Idx| {
+        idx.terms.iter().enumerate().find_map(|(rem, (c, atom))| {
+            let Atom::Mod(i, n) = atom else { return None };
+            let quotient = (c * n, Atom::Div(i.clone(), *n));
+            let div = idx.terms.iter().position(|t| *t == quotient)?;
+            Some((rem, div, scale(i, *c, 0)))
+        })
+    };
+    while let Some((rem, div, i)) = whole(&idx) {
+        let mut place = 0..;
+        idx.terms.retain(|_| !place.next().is_some_and(|p| p == rem || p == div));
+        idx = add(&idx, &i);
+    }
+    idx
 }
 
 impl Space {
@@ -191,10 +209,15 @@ mod tests {
             (vec![], vec![1, 1]),
             (vec![2, 1, 3], vec![2, 3, 1]),
             (vec![4, 4, 3], vec![2, 8, 3, 1]),
+            (vec![6, 10], vec![4, 15]),
+            (vec![6, 10], vec![5, 3, 4]),
         ] {
             let mut space = Space::new(from.clone());
             let coords: Coords = (0..from.len()).map(Idx::dim).collect();
             let out = space.reshape(&coords, &from, &to);
+            // Where the array lies in one piece, what was divided comes together again.
+            let whole = linear(&out, &row_major_strides(&to));
+            assert_eq!(whole, linear(&coords, &row_major_strides(&from)), "{from:?} -> {to:?}");
             for p in points(&from) {
                 let want: usize = p.iter().zip(row_major_strides(&from)).map(|(a, b)| a * b).sum();
                 let got: i64 = out.iter().zip(row_major_strides(&to)).map(|(c, s)| c.eval(&p) * s as i64).sum();
