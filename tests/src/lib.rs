@@ -1,3 +1,4 @@
 //! Tests that cross the rooms of dnx.
 
+pub mod differential;
 pub mod random_graph;

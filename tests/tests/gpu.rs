@@ -1,10 +1,9 @@
-//! Random programs on the gpu device (software Vulkan) against the reference, fused and op by op.
+//! Random programs and their gradients on the gpu device (software Vulkan) against the reference, fused and op by op.
 
-use dnx_codegen::{Options, compile};
-use dnx_ir::interp::{Precision, eval};
 use dnx_ir::{Array, Func};
 use dnx_runtime::Device;
-use dnx_tests::random_graph::{Config, random_func};
+use dnx_tests::differential::{self, on_device};
+use dnx_tests::random_graph::Config;
 
 fn device() -> Device {
     match Device::open(Some("vulkan:llvmpipe")) {
@@ -13,37 +12,10 @@ fn device() -> Device {
     }
 }
 
-/// What is wrong, if anything is.
-fn compare(device: &Device, func: &Func, args: &[Array], fuse: bool, tolerance: f64) -> Result<(), String> {
-    let want = eval(func, args, Precision::F32).map_err(|e| format!("reference: {e}"))?;
-    let options = Options { fuse, ..Options::new(device.target()) };
-    let compiled = compile(func, &options).map_err(|e| format!("compile: {e}"))?;
-    let program = device.load(compiled.exec).map_err(|e| format!("load: {e}"))?;
-    let inputs = device.upload_all(args).map_err(|e| format!("upload: {e}"))?;
-    let got = program.run(&inputs).map_err(|e| format!("run: {e}"))?;
-    for (r, (got, want)) in got.iter().zip(&want).enumerate() {
-        let got = got.download().map_err(|e| format!("download: {e}"))?;
-        let tolerance = if want.dtype().is_float() { tolerance } else { 0.0 };
-        for (i, (x, y)) in got.to_f64_vec().iter().zip(want.to_f64_vec()).enumerate() {
-            if (x - y).abs() > tolerance * y.abs().max(1.0) || x.is_nan() {
-                return Err(format!("result {r}[{i}] ({}) is {x}, not {y}", want.ty()));
-            }
-        }
-    }
-    Ok(())
-}
-
 fn check(seeds: std::ops::Range<u64>, cfg: &Config, tolerance: f64) {
-    let device = device();
-    let failures: Vec<String> = seeds
-        .flat_map(|seed| [false, true].map(|fuse| (seed, fuse)))
-        .filter_map(|(seed, fuse)| {
-            let (func, args) = random_func(seed, cfg);
-            let why = compare(&device, &func, &args, fuse, tolerance).err()?;
-            Some(format!("seed {seed} fuse {fuse}: {why}"))
-        })
-        .collect();
-    assert!(failures.is_empty(), "{} failures with {cfg:?}\n{}", failures.len(), failures.join("\n"));
+    let device = std::panic::AssertUnwindSafe(device());
+    let run = move |func: &Func, args: &[Array], fuse: bool| on_device(&device, func, args, fuse);
+    differential::check(&run, seeds, cfg, tolerance);
 }
 
 #[test]
@@ -54,6 +26,14 @@ fn random_programs() {
 #[test]
 fn random_programs_with_half_floats() {
     check(100..102, &Config { half: true, ..Config::default() }, 2e-2);
+}
+
+#[test]
+fn gradients() {
+    let device = std::panic::AssertUnwindSafe(device());
+    let run = move |func: &Func, args: &[Array], fuse: bool| on_device(&device, func, args, fuse);
+    let cfg = Config { scalar_first: true, ops: 8, ..Config::smooth() };
+    differential::check_gradients(&run, 200..202, &cfg, 1e-4);
 }
 
 /// Hundreds of programs; minutes. `cargo test -p dnx-tests --test gpu -- --ignored`
