@@ -138,6 +138,7 @@ fn a_run_leaves_everything_the_contract_names() {
 fn a_resumed_run_is_the_uninterrupted_one() {
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let sets = ["--set", "train.log_every=4", "--set", "train.checkpoint_every=8", "--set", "train.sample_every=0"];
+    let sets = [&sets[..], &["--set", "optim.schedule.warmup=4"]].concat();
     let with = |more: &[&'static str]| [&sets[..], more].concat();
     train(whole.path(), 0, &with(&["--steps", "24"]));
     // The schedule's length is the run's: it is given, so that the shorter run is a part of the longer.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const STEPS: &str = "240";
+const STEPS: &str = "2400";
 
 fn command(folder: &Path, more: &[&str], steps: &str) -> Command {
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/two_moons.toml");
@@ -15,9 +15,9 @@ fn command(folder: &Path, more: &[&str], steps: &str) -> Command {
         "model.hidden=32",
         "data.batch=32",
         "data.workers=2",
-        "train.checkpoint_every=7",
-        "train.log_every=5",
-        "train.sample_every=60",
+        "train.checkpoint_every=70",
+        "train.log_every=50",
+        "train.sample_every=600",
         "train.sample_count=8",
         "sample.steps=2",
     ] {
@@ -45,15 +45,15 @@ fn killed_a_dozen_times_and_resumed_is_bit_identical() {
     let began = std::time::Instant::now();
     assert!(command(whole.path(), &[], STEPS).status().unwrap().success());
     let alone = began.elapsed();
-    // Instants spread over the life of a process, start-up included, in an order that is not even.
+    // Instants spread from start-up to a quarter of the run, in an order that is not even; together they exceed it.
     let mut kills = 0;
     for i in 0..12u32 {
         // A process killed before it made its folder leaves nothing to resume.
         let begun = killed.path().join("run/checkpoints").is_dir();
         let more: &[&str] = if begun { &["--resume"] } else { &[] };
         let mut child = command(killed.path(), more, STEPS).spawn().unwrap();
-        let share = 0.15 + 0.8 * ((i * 7 + 3) % 12) as f64 / 12.0;
-        std::thread::sleep(Duration::from_secs_f64(alone.as_secs_f64() * share / 3.0));
+        let share = 0.03 + 0.22 * ((i * 7 + 3) % 12) as f64 / 11.0;
+        std::thread::sleep(Duration::from_secs_f64(alone.as_secs_f64() * share));
         // Kill is SIGKILL: the process has no say.
         child.kill().unwrap();
         if !child.wait().unwrap().success() {
@@ -61,6 +61,8 @@ fn killed_a_dozen_times_and_resumed_is_bit_identical() {
         }
     }
     assert!(kills >= 3, "only {kills} of 12 processes were killed in time; the test shows nothing");
+    let begun = dnx::train::checkpoint::latest(&killed.path().join("run/checkpoints")).unwrap().0;
+    assert!(begun.is_some(), "every process was killed before its first checkpoint; the test shows nothing");
     assert!(command(killed.path(), &["--resume"], STEPS).status().unwrap().success());
     assert!(result(whole.path()) == result(killed.path()), "the parameters differ after {kills} kills");
     assert_eq!(steps_logged(whole.path()), steps_logged(killed.path()));
