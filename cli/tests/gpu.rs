@@ -6,13 +6,11 @@ use dnx::train::data::Dataset;
 use dnx::train::{Trainer, sampling};
 use std::sync::Arc;
 
-/// Any adapter; software ones are taken too. `None`, said aloud, where there is none.
-fn gpu() -> Option<Device> {
+/// Any adapter; software ones are taken too.
+fn gpu() -> Device {
     let adapter = Device::list().into_iter().find(|d| d.kind != DeviceKind::Cpu);
-    if adapter.is_none() {
-        eprintln!("skipped: there is no Vulkan, Metal or DX12 adapter");
-    }
-    adapter.map(|d| Device::open(Some(&d.name)).expect("a listed adapter opens"))
+    let adapter = adapter.expect("no Vulkan, Metal or DX12 adapter: install libvulkan1 and mesa-vulkan-drivers");
+    Device::open(Some(&adapter.name)).expect("a listed adapter opens")
 }
 
 const MLP: &str = r#"
@@ -77,7 +75,7 @@ fn run(device: &Device, text: &str, steps: u64) -> Outcome {
 }
 
 fn agree(text: &str) {
-    let Some(gpu) = gpu() else { return };
+    let gpu = gpu();
     let (ours, theirs) = (run(&gpu, text, 20), run(&Device::cpu(), text, 20));
     for (step, (a, b)) in ours.losses.iter().zip(&theirs.losses).enumerate() {
         assert!(((a - b) / b).abs() < 1e-4, "step {step}: loss {a} on {}, {b} on the cpu", gpu.name());
