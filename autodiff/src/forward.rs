@@ -4,6 +4,7 @@
 //! an op without a derivative would have had to give is remembered ([`Tangent::Refused`]) and becomes an error
 //! when it is asked for: looking at a number's bits is no mistake, differentiating through them is.
 
+use crate::composite::{self, has_rule};
 use crate::inline::inline_active;
 use crate::prune::{is_param, prune};
 use crate::rules::{At, Jvp, rule, tangent};
@@ -172,8 +173,19 @@ impl Forward {
         if !moves && lost.is_none() {
             return Ok(());
         }
-        if let (Op::Call { .. }, Some(lost)) = (&node.op, lost) {
-            node.results.iter().for_each(|r| tangents[r.index()] = lost);
+        if let Op::Call { .. } | Op::Composite { .. } = &node.op {
+            let active: Vec<bool> = dx.iter().map(Option::is_some).collect();
+            if lost.is_some() || !has_rule(&node.op, &active) {
+                // Those without a rule are still here because no result's derivative asks for theirs.
+                let lost = lost.unwrap_or(Tangent::Refused(at));
+                node.results.iter().for_each(|r| tangents[r.index()] = lost);
+                return Ok(());
+            }
+            let [x, y] = [&node.operands, &node.results]
+                .map(|vs| vs.iter().map(|v| map[v.index()].expect("copied")).collect::<Vec<_>>());
+            for (r, t) in node.results.iter().zip(composite::tangents(b, &node.op, &x, &y, &dx)?) {
+                tangents[r.index()] = t.map_or(Tangent::Zero, Tangent::Value);
+            }
             return Ok(());
         }
         if node.op == Op::OptimizationBarrier {

@@ -41,12 +41,14 @@
 //!   to the results of all devices. So `all_reduce` (sum) is its own transpose, `all_gather` and
 //!   `reduce_scatter` are each other's, and the gradient of a scalar is that of its *sum over devices*: a loss
 //!   that every one of `n` devices holds after an `all_reduce` has `n` times the gradient of the one loss.
-//! * `call` and `composite` are inlined where a tangent reaches them. `call{remat}` stays a call: reverse
+//! * `call` and `composite` are inlined where a tangent reaches them, except attention, whose derivatives are
+//!   composites too: a first derivative never holds its weights. `call{remat}` stays a call: reverse
 //!   mode keeps its operands only and calls a function that recomputes the rest behind an
 //!   `optimization_barrier`.
 //! * Every derivative node has the model path of the node it belongs to, and cotangents are added in the
 //!   reverse order of the uses.
 
+mod composite;
 mod forward;
 mod inline;
 mod linear;

@@ -1,5 +1,6 @@
 //! Linear parts: which values depend on tangents, and the split along that line.
 
+use crate::composite::{expansion, is_linear};
 use crate::forward::{Forward, Mode, active_params, add_tangents, fill_zeros};
 use crate::inline::inline_while;
 use crate::prune::{is_param, needed};
@@ -123,15 +124,16 @@ pub(crate) fn linear_values(f: &Func, params: &[bool]) -> Vec<bool> {
 }
 
 /// `f` with every call inlined that is not, as a whole, a linear map to be transposed: calls that are not
-/// recomputed, composites, and calls whose results do not all depend on the linear parameters.
+/// recomputed, composites without a rule, and calls whose results do not all depend on the linear parameters.
 pub(crate) fn inline_mixed(f: &Func, params: &[bool]) -> Result<Func> {
     inline_while(f, params, |node, operands| match &node.op {
-        Op::Call { func, remat: false } | Op::Composite { func, .. } => Some(func.clone()),
+        Op::Call { func, remat: false } => Ok(Some(func.clone())),
+        Op::Composite { .. } if !is_linear(&node.op, operands) => expansion(&node.op).map(Some),
         Op::Call { func, remat: true } => {
             let inner = linear_values(func, operands);
             let pure = func.results.iter().all(|r| inner[r.index()]);
-            if pure { None } else { Some(func.clone()) }
+            Ok(if pure { None } else { Some(func.clone()) })
         }
-        _ => None,
+        _ => Ok(None),
     })
 }

@@ -4,6 +4,7 @@
 //! not. Cotangents flow through the linear nodes in reverse order. Other nodes are copied when a rule first
 //! reads them, so what only a derivative needs is computed next to its use, and what nothing needs never.
 
+use crate::composite::{self, is_linear};
 use crate::forward::{Forward, Mode, active_params};
 use crate::linear::{inline_mixed, linear_values};
 use crate::prune::{is_param, prune};
@@ -264,6 +265,7 @@ impl<'a> Reverse<'a> {
         match &node.op {
             Op::Call { func, .. } => return self.call(node, func, &linear, callees),
             Op::OptimizationBarrier => return self.barrier(node),
+            Op::Composite { .. } if is_linear(&node.op, &linear) => return self.composite(node, &linear),
             _ => {}
         }
         let op = &node.op;
@@ -304,6 +306,23 @@ impl<'a> Reverse<'a> {
         }
         for (v, ct) in operands.into_iter().zip(self.b.emit_multi(Op::OptimizationBarrier, &cts)?) {
             self.add(v, ct)?;
+        }
+        Ok(())
+    }
+
+    fn composite(&mut self, node: &Node, linear: &[bool]) -> Result<()> {
+        let mut x = Vec::with_capacity(linear.len());
+        for (&v, &l) in node.operands.iter().zip(linear) {
+            x.push(if l { ValueId(u32::MAX) } else { self.read(v)? });
+        }
+        self.b.set_loc(node.loc.clone());
+        let mut cts = Vec::with_capacity(node.results.len());
+        for &r in &node.results {
+            cts.push(self.cotangent(r)?);
+        }
+        let ty: Vec<Type> = node.operands.iter().map(|&v| self.f.ty(v).clone()).collect();
+        for (i, ct) in composite::cotangents(&mut self.b, &node.op, &x, &ty, linear, &cts)? {
+            self.add(node.operands[i], ct)?;
         }
         Ok(())
     }

@@ -12,8 +12,10 @@
 //! * [`infer`]: output types, one function per op; [`sharding`]: how shardings go through ops.
 //! * [`text`]: printing and parsing; [`verify`]: the invariants every function keeps.
 //! * [`interp`]: the reference interpreter, which *defines* what the ops mean.
+//! * [`attention`]: attention and its derivatives, composites that a lowering may claim.
 //! * [`threefry`], [`random`]: random numbers, on the host and as graphs.
 
+pub mod attention;
 pub mod builder;
 pub mod dtype;
 pub mod error;

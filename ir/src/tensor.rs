@@ -118,6 +118,11 @@ impl Graph {
         self.builder.borrow().loc().to_string()
     }
 
+    /// The mesh it is over.
+    pub fn mesh(&self) -> Mesh {
+        self.builder.borrow().func().mesh.clone()
+    }
+
     /// Records an error found while building (a width that heads do not divide, say), unless one is known.
     pub fn fail(&self, message: impl Into<String>) {
         let error = Error::new(message).at_loc(&self.path());
@@ -137,7 +142,8 @@ impl Graph {
         self.emit_multi(op, operands, 1)[0]
     }
 
-    fn emit_multi<'g>(&'g self, op: Op, operands: &[Tensor<'g>], results: usize) -> Vec<Tensor<'g>> {
+    /// Any op, with this many results.
+    pub(crate) fn emit_multi<'g>(&'g self, op: Op, operands: &[Tensor<'g>], results: usize) -> Vec<Tensor<'g>> {
         let ids: Vec<ValueId> = operands.iter().map(|t| t.id).collect();
         let mut builder = self.builder.borrow_mut();
         if self.error.borrow().is_none() {

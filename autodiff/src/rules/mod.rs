@@ -165,7 +165,7 @@ pub(crate) fn rule(op: &Op) -> Rule<'_> {
         Op::Call { remat: false, .. } => Rule::structure("inlined where a tangent reaches it"),
         Op::Call { remat: true, .. } => Rule::structure("a call of the derivative; reverse mode recomputes the callee"),
         Op::OptimizationBarrier => Rule::structure("linear: a barrier for tangents, a barrier for cotangents"),
-        Op::Composite { .. } => Rule::structure("inlined where a tangent reaches it"),
+        Op::Composite { .. } => Rule::structure("inlined where a tangent reaches it; attention has rules of its own"),
     }
 }
 
