@@ -60,10 +60,30 @@ impl Target {
     }
 }
 
+/// What sort of hardware a GPU is, as far as the choice of tiles depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum GpuClass {
+    /// Anything not named below.
+    #[default]
+    Other,
+    /// NVIDIA.
+    Nvidia,
+    /// AMD.
+    Amd,
+    /// Intel.
+    Intel,
+    /// Apple.
+    Apple,
+    /// A rasteriser on the host's processor: loads are slow, and so are barriers.
+    Software,
+}
+
 /// What a GPU can do, as its adapter reports. Shaders are written for exactly these limits, so the struct is
 /// part of every cache key that concerns shaders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GpuLimits {
+    /// What sort of hardware it is.
+    pub class: GpuClass,
     /// Storage buffers one shader may bind.
     pub storage_buffers: u32,
     /// Largest range of one binding, in bytes.
@@ -89,6 +109,7 @@ impl Default for GpuLimits {
     /// instead of 8 storage buffers, bindings of 2 GiB - 4 bytes, and 32 KiB of workgroup memory.
     fn default() -> GpuLimits {
         GpuLimits {
+            class: GpuClass::Other,
             storage_buffers: 16,
             binding_bytes: (1 << 31) - 4,
             buffer_bytes: (1 << 31) - 4,
