@@ -2,16 +2,17 @@
 //! driver can alternate between systems.
 //!
 //! ```text
-//! bench_worker WORKLOAD [--batch N] [--device D] [--spec JSON] [--check FILE]
+//! bench_worker WORKLOAD [--batch N] [--device D] [--spec JSON] [--check FILE] [--profile RUNS]
 //! ```
 //!
 //! On start one step is run and `{"ready":1,"t_first":..,"t_main":..}` is printed; then each line `run N [KEY]` on
 //! stdin is answered by `{"ms":..,"n":N,"loss":..}` once N steps are done, until `quit`. With `--check FILE` weights
 //! and one batch are read from FILE (flat little-endian f32, then i32 labels) and the losses of six AdamW steps
-//! are printed instead.
+//! are printed instead. With `--profile RUNS` the kernels of a training step are printed, with their times.
 //!
 //! Workloads: `W1` a perceptron that predicts noise, `W2` and `W3` a diffusion transformer's training step, `W4` its
-//! guided Heun sampling; `--spec` gives any other size of them, as
+//! guided Heun sampling; `W5` single operations, named by KEY as `matmul.f` and, with its gradients, `matmul.fb`, of
+//! `matmul`, `layernorm`, `softmax`, `attention` and `conv2d`; `--spec` gives any other size of them, as
 //! `{"img":32,"chan":3,"patch":4,"dim":192,"depth":6,"heads":3,"classes":10,"batch":32,"lr":1e-4}`.
 //!
 //! The networks are written here, on graph tensors, and not taken from the library, because the comparison fixes
@@ -72,6 +73,7 @@ impl Spec {
             "W2" | "W6" => dit,
             "W3" => Spec { chan: 4, patch: 2, dim: 384, depth: 12, heads: 6, batch: 4, ..dit },
             "W4" => Spec { batch: 16, steps: 16, ..dit },
+            "W5" => Spec { depth: 0, ..dit },
             "DIT_B2" => Spec { chan: 4, patch: 2, dim: 768, depth: 12, heads: 12, classes: 1000, batch: 64, ..dit },
             "DIT_XL2" => Spec { chan: 4, patch: 2, dim: 1152, depth: 28, heads: 16, classes: 1000, batch: 64, ..dit },
             "TINY" => Spec { img: 8, chan: 4, patch: 2, dim: 32, depth: 2, heads: 2, batch: 2, ..dit },
@@ -384,12 +386,14 @@ fn start_func(s: &Spec) -> Result<Func, Failure> {
     Ok(g.finish(&[both, x])?)
 }
 
-/// Work that can be repeated: each call runs once; the flag asks for the loss.
-type Work = Box<dyn FnMut(bool) -> Result<f64, Failure>>;
+/// Work that can be repeated: each call runs once. The word is the request's KEY; the flag asks for the loss.
+type Work = Box<dyn FnMut(&str, bool) -> Result<f64, Failure>>;
 
-/// A training step on batches from a small pool, everything on the device.
-fn trainer(s: &Spec, device: &Device) -> Result<Work, Failure> {
-    const POOL: usize = 8;
+/// Batches that training steps take turns with.
+const POOL: usize = 8;
+
+/// The training step, bound to each batch of a small pool; everything is on the device.
+fn training(s: &Spec, device: &Device) -> Result<Vec<dnx::runtime::Bound>, Failure> {
     let func = step_func(s, true)?;
     let n = s.params().len();
     let donate: Vec<(usize, usize)> = (0..=3 * n).map(|i| (i, i)).collect();
@@ -408,8 +412,14 @@ fn trainer(s: &Spec, device: &Device) -> Result<Work, Failure> {
         inputs.push(device.upload(&Array::f32(dims, &values))?);
         bound.push(program.bind(&inputs)?);
     }
+    Ok(bound)
+}
+
+/// A training step on the batches of the pool in turn.
+fn trainer(s: &Spec, device: &Device) -> Result<Work, Failure> {
+    let (bound, n) = (training(s, device)?, s.params().len());
     let mut at = 0;
-    Ok(Box::new(move |wants_loss| {
+    Ok(Box::new(move |_, wants_loss| {
         let step = &bound[at % POOL];
         at += 1;
         step.run()?;
@@ -418,6 +428,46 @@ fn trainer(s: &Spec, device: &Device) -> Result<Work, Failure> {
         }
         Ok(step.outputs()[3 * n + 1].download()?.get(0).to_f64())
     }))
+}
+
+/// Prints where the time of a training step goes: the kernels, those that take longest first, with the medians of
+/// `runs` runs summed over their dispatches.
+fn profile(s: &Spec, device: &Device, runs: usize) -> Result<(), Failure> {
+    let bound = training(s, device)?.remove(0);
+    let exec = bound.program().exec();
+    let mut times = vec![vec![]; exec.steps.len()];
+    for run in 0..runs + 3 {
+        for (all, time) in times.iter_mut().zip(bound.profile()?) {
+            all.extend((run >= 3).then_some(time.as_secs_f64() * 1e3));
+        }
+    }
+    let mut rows = std::collections::BTreeMap::new();
+    for (step, mut time) in exec.steps.iter().zip(times) {
+        time.sort_by(f64::total_cmp);
+        let alone = dnx::codegen::exec::Executable { steps: vec![step.clone()], ..exec.clone() };
+        let costs = dnx::codegen::stats::Stats::of(&alone, 0, 0);
+        let of = &costs.per_kernel[0];
+        let dims = match step {
+            dnx::codegen::exec::Step::Dispatch { kernel, .. } => {
+                let dims = &exec.kernels[*kernel as usize].kernel.dims;
+                dims.iter().map(|d| format!("{}{:?}", d.size, d.role)).collect::<Vec<_>>().join(" ")
+            }
+            _ => String::new(),
+        };
+        let row = rows.entry((of.kind.clone(), of.name.clone(), dims)).or_insert((0, 0.0, 0, 0));
+        *row = (row.0 + 1, row.1 + time[runs / 2], row.2 + of.flops, row.3 + of.bytes);
+    }
+    let mut rows: Vec<_> = rows.into_iter().collect();
+    rows.sort_by(|a, b| b.1.1.total_cmp(&a.1.1));
+    println!("{:>9} {:>5} {:>8} {:>8}  kernel", "ms", "count", "GF/s", "GB/s");
+    let mut total = 0.0;
+    for ((kind, name, dims), (count, ms, flops, bytes)) in rows {
+        total += ms;
+        let (flops, bytes) = (flops as f64 / ms / 1e6, bytes as f64 / ms / 1e6);
+        println!("{ms:9.3} {count:5} {flops:8.1} {bytes:8.1}  {kind} {name} [{dims}]");
+    }
+    println!("{total:9.3} {:5}", exec.steps.len());
+    Ok(())
 }
 
 /// Guided Heun sampling of one batch.
@@ -429,7 +479,7 @@ fn sampler(s: &Spec, device: &Device) -> Result<Work, Failure> {
     inputs.extend([device.upload(&Array::f32([], &[0.0]))?, device.upload(&Array::f32([], &[0.0]))?]);
     let step = device.compile(&heun_func(s)?, &[(n + 1, 0)])?.bind(&inputs)?;
     let (steps, mut number) = (s.steps, 0u32);
-    Ok(Box::new(move |_| {
+    Ok(Box::new(move |_, _| {
         start.inputs()[0].write(&Array::u32([1], &[number]))?;
         number += 1;
         start.run()?;
@@ -442,6 +492,96 @@ fn sampler(s: &Spec, device: &Device) -> Result<Work, Failure> {
         }
         Ok(step.outputs()[1].download()?.get(0).to_f64())
     }))
+}
+
+/// A single operation: the dims of its inputs, and what it does.
+struct Single {
+    inputs: Vec<Vec<usize>>,
+    body: for<'g> fn(&[Tensor<'g>]) -> Tensor<'g>,
+}
+
+impl Single {
+    fn named(name: &str) -> Option<Single> {
+        let one = |inputs: &[&[usize]], body: for<'g> fn(&[Tensor<'g>]) -> Tensor<'g>| Single {
+            inputs: inputs.iter().map(|d| d.to_vec()).collect(),
+            body,
+        };
+        let heads: &[usize] = &[4, 6, 256, 64];
+        Some(match name {
+            "matmul" => one(&[&[1024, 1024], &[1024, 1024]], |p| p[0].matmul(p[1])),
+            "layernorm" => one(&[&[4096, 1024], &[1024], &[1024]], |p| {
+                let centred = p[0] - p[0].mean(&[1]).unsqueeze(1);
+                let scale = (centred.square().mean(&[1]).unsqueeze(1) + 1e-5).rsqrt();
+                centred * scale * p[1] + p[2]
+            }),
+            "softmax" => one(&[&[4096, 1024]], |p| {
+                let e = (p[0] - p[0].max(&[1]).stop_gradient().unsqueeze(1)).exp();
+                e / e.sum(&[1]).unsqueeze(1)
+            }),
+            "attention" => one(&[heads, heads, heads], |p| attention(p[0], p[1], p[2])),
+            "conv2d" => one(&[&[16, 32, 32, 64], &[3, 3, 64, 64]], |p| {
+                let dims = dnx::ir::ConvDims {
+                    stride: vec![1, 1],
+                    padding: vec![(1, 1), (1, 1)],
+                    lhs_dilation: vec![1, 1],
+                    rhs_dilation: vec![1, 1],
+                    groups: 1,
+                };
+                p[0].apply(dnx::ir::Op::Conv { dims, out: DType::F32 }, &[p[1]])
+            }),
+            _ => return None,
+        })
+    }
+
+    fn params<'g>(&self, g: &'g Graph) -> Vec<Tensor<'g>> {
+        self.inputs.iter().map(|d| g.param("x", Type::f32(d.clone()))).collect()
+    }
+
+    /// The operation itself; with `backward` its result and, given a cotangent, the gradients of its inputs.
+    fn func(&self, backward: bool) -> Result<Func, Failure> {
+        let g = Graph::new("single");
+        let inputs = self.params(&g);
+        let y = (self.body)(&inputs);
+        if !backward {
+            return Ok(g.finish(&[y])?);
+        }
+        let weighted = {
+            let g = Graph::new("weighted");
+            let inputs = self.params(&g);
+            let cotangent = g.param("cotangent", Type::f32(y.dims()));
+            g.finish(&[((self.body)(&inputs) * cotangent).sum_all()])?
+        };
+        let wrt: Vec<usize> = (0..inputs.len()).collect();
+        let mut args = inputs.clone();
+        args.push(g.param("cotangent", Type::f32(y.dims())));
+        let mut results = vec![y];
+        results.extend(g.call(&std::sync::Arc::new(grad(&weighted, &wrt)?), &args));
+        Ok(g.finish(&results)?)
+    }
+}
+
+/// Single operations, made ready when they are first asked for.
+fn singles(device: &Device) -> Work {
+    let device = device.clone();
+    let mut ready = std::collections::HashMap::new();
+    Box::new(move |key, wants_loss| {
+        if !ready.contains_key(key) {
+            let (name, kind) = key.split_once('.').unwrap_or((key, "f"));
+            let single = Single::named(name).ok_or_else(|| format!("no operation {name}"))?;
+            let func = single.func(kind == "fb")?;
+            let draw = |(i, ty): (usize, &Type)| {
+                let mut random = Random::new(2, Stream::Noise, i as u64);
+                let values: Vec<f32> = (0..ty.elems()).map(|_| random.normal() as f32).collect();
+                Array::f32(ty.dims.clone(), &values)
+            };
+            let inputs: Vec<Array> = func.param_types().into_iter().enumerate().map(draw).collect();
+            let bound = device.compile(&func, &[])?.bind(&device.upload_all(&inputs)?)?;
+            ready.insert(key.to_string(), bound);
+        }
+        let bound = &ready[key];
+        bound.run()?;
+        Ok(if wants_loss { bound.outputs()[0].download()?.get(0).to_f64() } else { 0.0 })
+    })
 }
 
 /// Six steps on the weights and the batch of a file.
@@ -485,14 +625,18 @@ fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let workload = args.next().ok_or("which workload? W1, W2, W3, W4, DIT_B2, DIT_XL2, TINY")?;
     let (mut batch, mut file, mut selector, mut spec) = (None, None, "cpu".to_string(), Spec::named(&workload));
+    let mut runs = None;
     while let Some(flag) = args.next() {
         let value = args.next().ok_or_else(|| format!("{flag} wants a value"))?;
         match flag.as_str() {
             "--batch" => batch = Some(value.parse::<usize>()?),
             "--check" => file = Some(value),
             "--device" => selector = value,
+            "--profile" => runs = Some(value.parse::<usize>()?),
             "--spec" => spec = Some(serde_json::from_str(&value)?),
-            other => return Err(format!("no flag {other}; there are --batch, --check, --device, --spec").into()),
+            other => {
+                return Err(format!("no flag {other}; there are --batch, --check, --device, --profile, --spec").into());
+            }
         }
     }
     let mut spec = spec.ok_or_else(|| format!("no workload {workload}; give its sizes with --spec"))?;
@@ -502,9 +646,17 @@ fn main() -> Result<(), Failure> {
         println!("{}", serde_json::json!({ "losses": check(&spec, &device, &path)? }));
         return Ok(());
     }
+    if let Some(runs) = runs {
+        return profile(&spec, &device, runs.max(1));
+    }
     let began = Instant::now();
-    let mut work = if spec.steps > 0 { sampler(&spec, &device)? } else { trainer(&spec, &device)? };
-    let loss = work(true)?;
+    let single = workload == "W5";
+    let mut work = match spec.steps {
+        _ if single => singles(&device),
+        0 => trainer(&spec, &device)?,
+        _ => sampler(&spec, &device)?,
+    };
+    let loss = if single { 0.0 } else { work("", true)? };
     let params: usize = spec.params().iter().map(|(_, d)| d.iter().product::<usize>()).sum();
     let ready = serde_json::json!({
         "ready": 1, "t_first": unix_time(), "t_main": t_main, "first_step_s": began.elapsed().as_secs_f64(),
@@ -520,9 +672,10 @@ fn main() -> Result<(), Failure> {
             Some(other) => return Err(format!("no request {other}; there are run N and quit").into()),
         }
         let n: usize = words.next().ok_or("run wants a number")?.parse()?;
+        let key = words.next().unwrap_or("");
         let (began, mut loss) = (Instant::now(), 0.0);
         for i in 0..n {
-            loss = work(i + 1 == n)?;
+            loss = work(key, i + 1 == n)?;
         }
         println!("{}", serde_json::json!({ "ms": began.elapsed().as_secs_f64() * 1e3, "n": n, "loss": loss }));
     }

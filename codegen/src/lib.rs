@@ -11,7 +11,7 @@ pub mod stats;
 pub mod wgsl;
 
 pub use error::{CompileError, InStage, Result};
-pub use options::{GpuLimits, Options, Precision, Target};
+pub use options::{GpuClass, GpuLimits, Options, Target};
 pub use stages::{Dump, Stage};
 pub mod compile;
 pub mod fuse;

@@ -2,8 +2,9 @@
 
 mod kernels;
 
-use dnx_codegen::GpuLimits;
+use dnx_codegen::kernel::{Kernel, Tier, Tile};
 use dnx_codegen::wgsl::{check, shaders, widen_access};
+use dnx_codegen::{GpuClass, GpuLimits};
 use dnx_ir::DType;
 
 fn limits(f16: bool) -> GpuLimits {
@@ -39,6 +40,36 @@ fn odd_sizes_pass_naga() {
             shaders(&kernel, &limits(false)).unwrap();
         }
     }
+}
+
+#[test]
+fn cooperative_matrices_pass_naga() {
+    let tiles = [(8, [64, 64, 16], [32, 32]), (8, [16, 16, 8], [8, 8]), (16, [128, 128, 32], [64, 32])];
+    for class in [GpuClass::Nvidia, GpuClass::Apple] {
+        for (edge, block, per_invocation) in tiles {
+            let subgroup = Some((32, 32));
+            let limits = GpuLimits { class, subgroup, cooperative_matrix: Some(edge), ..limits(true) };
+            let mut gallery: Vec<Kernel> = vec![kernels::contract_half(2, 33, 65, 63)];
+            for layout in kernels::LAYOUTS {
+                gallery.push(kernels::contract_layout(2, 68, 36, 100, DType::F16, layout));
+                gallery.push(kernels::contract_layout(1, 67, 35, 101, DType::F16, layout));
+            }
+            for mut kernel in gallery {
+                kernel.tile = Tile { tier: Tier::Matrix, workgroup: 0, block, per_invocation, split: 2 };
+                let stages = shaders(&kernel, &limits).unwrap();
+                assert!(stages[0].wgsl.contains(&format!("coop_mat{edge}x{edge}<f32, C>")));
+            }
+        }
+    }
+}
+
+#[test]
+fn matrices_are_for_halves_alone() {
+    let limits = GpuLimits { subgroup: Some((32, 32)), cooperative_matrix: Some(16), ..limits(true) };
+    let mut kernel = kernels::contract_matmul(1, 64, 64, 64, DType::F32, false);
+    kernel.tile.tier = Tier::Matrix;
+    let e = shaders(&kernel, &limits).unwrap_err();
+    assert!(e.to_string().contains("f16 operands"), "{e}");
 }
 
 #[test]

@@ -192,14 +192,30 @@ pub struct Scatter {
     pub out: u32,
 }
 
+/// How a `Contract` kernel divides its work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Tier {
+    /// A block of the result per workgroup, operand tiles in workgroup memory.
+    #[default]
+    Blocks,
+    /// A block of the result per subgroup, operands in registers and passed between its invocations.
+    Broadcast,
+    /// A result per invocation: for contractions that are hardly ones, such as depthwise convolutions.
+    Serial,
+    /// As `Blocks`, with `f16` operands in cooperative matrices, which a subgroup multiplies.
+    Matrix,
+}
+
 /// Tile sizes of `Contract` and workgroup sizes of the others, chosen by a table and by tuning.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tile {
+    /// Contract: how the work is divided.
+    pub tier: Tier,
     /// Invocations per workgroup; 0: the writer's choice.
     pub workgroup: u32,
     /// Contract: rows, columns and depth of the block; 0: the writer's choice.
     pub block: [u32; 3],
-    /// Contract: rows and columns per invocation; 0: the writer's choice.
+    /// Contract: rows and columns per invocation (`Matrix`: per subgroup); 0: the writer's choice.
     pub per_invocation: [u32; 2],
     /// Contract and Column: parts the reduction is split into; 0 or 1: one.
     pub split: u32,

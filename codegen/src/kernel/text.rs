@@ -12,7 +12,7 @@
 //! `d0`, `d1`... are the iteration coordinates and `aN` the arguments. `a0[i] if 0 <= d1 - 1 < 7` is a load that
 //! gives zero where the condition fails; `+ clamp(%3, 0, 9)*64` is a run-time part of an index.
 
-use super::{Access, Atom, Check, DynTerm, Idx, Inst, InstId, Kernel, Kind, Role};
+use super::{Access, Atom, Check, DynTerm, Idx, Inst, InstId, Kernel, Kind, Role, Tile};
 use dnx_ir::{DType, ReduceKind};
 use std::fmt::{self, Display, Formatter};
 
@@ -159,9 +159,10 @@ impl Display for Kernel {
         }
         f.write_str("]")?;
         let t = &self.tile;
-        if *t != super::Tile::default() {
-            write!(f, " tile(workgroup {}, block {:?}, per_invocation {:?}", t.workgroup, t.block, t.per_invocation)?;
-            write!(f, ", split {})", t.split)?;
+        if *t != Tile::default() {
+            let Tile { tier, workgroup, block, per_invocation, split } = t;
+            write!(f, " tile({tier:?}, workgroup {workgroup}, block {block:?}, per_invocation {per_invocation:?}")?;
+            write!(f, ", split {split})")?;
         }
         for (i, arg) in self.args.iter().enumerate() {
             write!(f, "\n  a{i}: {}[{}] {}", arg.dtype, arg.elems, arg.access)?;
@@ -196,7 +197,7 @@ fn conditions(f: &mut Formatter<'_>, lead: &str, checks: &[Check]) -> fmt::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::{Arg, Dim, Store, Tile};
+    use crate::kernel::{Arg, Dim, Store};
     use dnx_ir::{BinaryOp, Scalar};
 
     #[test]

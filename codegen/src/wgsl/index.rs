@@ -132,24 +132,13 @@ impl Writer<'_> {
 
     /// Prints a load: guarded where the element may not exist, clamped where the index is a run-time value.
     pub(super) fn load_instruction(&mut self, id: InstId, arg: u32, index: &Idx, dynamic: &[DynTerm]) -> Result<()> {
-        let mut at = self.index(index)?;
-        for term in dynamic {
-            let value = self.value(term.value)?;
-            let (value, limit) = (value, term.limit.max(0));
-            let clamped = match self.kernel.dtype(term.value) {
-                DType::U32 => format!("min({value}, {limit}u)"),
-                DType::Bool => format!("min(u32({value}), {limit}u)"),
-                _ => format!("u32(clamp({value}, 0i, {}i))", limit.min(i32::MAX as i64)),
-            };
-            let product = if term.stride == 1 { clamped } else { format!("{clamped} * {}u", term.stride as u32) };
-            at = if at == "0u" { product } else { format!("{at} + {product}") };
-        }
+        let mut at = self.element(index, dynamic)?;
         if self.kernel.kind == Kind::Multi {
             at = format!("offset_a{arg} + {at}");
         }
         let guard = self.checks(&index.checks)?;
         let simple = at.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        if !simple && self.kernel.args[arg as usize].dtype.device_size() < 4 {
+        if !simple && self.wants_named_index(arg) {
             let name = self.index_name(id);
             self.line(format!("let {name} = {at};"));
             at = name;
@@ -164,5 +153,22 @@ impl Writer<'_> {
         self.line(format!("if ({guard}) {{ {name} = {element}; }}"));
         self.set(id, name);
         Ok(())
+    }
+
+    /// An index with its run-time parts, which must have names.
+    pub(super) fn element(&mut self, index: &Idx, dynamic: &[DynTerm]) -> Result<String> {
+        let mut at = self.index(index)?;
+        for term in dynamic {
+            let value = self.value(term.value)?;
+            let (value, limit) = (value, term.limit.max(0));
+            let clamped = match self.kernel.dtype(term.value) {
+                DType::U32 => format!("min({value}, {limit}u)"),
+                DType::Bool => format!("min(u32({value}), {limit}u)"),
+                _ => format!("u32(clamp({value}, 0i, {}i))", limit.min(i32::MAX as i64)),
+            };
+            let product = if term.stride == 1 { clamped } else { format!("{clamped} * {}u", term.stride as u32) };
+            at = if at == "0u" { product } else { format!("{at} + {product}") };
+        }
+        Ok(at)
     }
 }

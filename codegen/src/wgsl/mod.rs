@@ -16,6 +16,7 @@ mod index;
 mod library;
 mod loops;
 mod multi;
+mod quad;
 mod row;
 mod scatter;
 mod writer;
@@ -59,7 +60,7 @@ pub fn spirv(wgsl: &str) -> Result<Vec<u32>> {
     use naga::valid::{Capabilities, ValidationFlags, Validator};
     let refused = |message: String| CompileError::Shader { kernel: title(wgsl), message };
     let module = naga::front::wgsl::parse_str(wgsl).map_err(|e| refused(e.emit_to_string(wgsl)))?;
-    let capabilities = Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
+    let capabilities = Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX;
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| refused(e.emit_to_string(wgsl)))?;

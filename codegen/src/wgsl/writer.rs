@@ -71,8 +71,11 @@ pub(super) struct Writer<'a> {
     /// Constants that WGSL has no literal for, by their bits.
     bits: BTreeSet<u32>,
     args: BTreeSet<u32>,
+    /// Arguments declared as arrays of vectors; see [`super::quad`].
+    pub(super) wide: BTreeSet<u32>,
     scratch: bool,
     f16: bool,
+    matrices: bool,
     declarations: String,
     text: String,
     indent: usize,
@@ -95,8 +98,10 @@ impl<'a> Writer<'a> {
             library: Library::default(),
             bits: BTreeSet::new(),
             args: BTreeSet::new(),
+            wide: BTreeSet::new(),
             scratch: false,
             f16: false,
+            matrices: false,
             declarations: String::new(),
             text: String::new(),
             indent: 0,
@@ -165,6 +170,11 @@ impl<'a> Writer<'a> {
             Some(v) => Ok(v.clone()),
             None => refuse(format!("instruction %{} is used where it has no value: ill-formed kernel", id.0)),
         }
+    }
+
+    /// Whether an instruction has a name.
+    pub(super) fn has_value(&self, id: InstId) -> bool {
+        self.scope.values[id.index()].is_some()
     }
 
     /// Prints what is needed for these instructions and has no name yet.
@@ -356,22 +366,37 @@ impl<'a> Writer<'a> {
 
     /// Whether an argument is an array of half words packed in `u32`.
     fn packed(&self, arg: u32) -> bool {
-        match self.kernel.args[arg as usize].dtype {
+        self.is_packed(self.kernel.args[arg as usize].dtype)
+    }
+
+    /// Whether elements of this dtype are half words packed in `u32`.
+    pub(super) fn is_packed(&self, dtype: DType) -> bool {
+        match dtype {
             DType::BF16 => true,
             DType::F16 => !self.limits.f16,
             DType::F32 | DType::I32 | DType::U32 | DType::Bool | DType::F64 => false,
         }
     }
 
-    /// The element of an argument at an index, which must be a name or a literal if the argument is packed.
+    /// Whether the index of a load of the argument is used more than once, so that it must be a name or a literal.
+    pub(super) fn wants_named_index(&self, arg: u32) -> bool {
+        self.packed(arg) || self.wide.contains(&arg)
+    }
+
+    /// The element of an argument at an index; see [`Writer::wants_named_index`].
     pub(super) fn load(&mut self, arg: u32, index: &str) -> Result<String> {
         let a = self.arg(arg);
         let dtype = self.kernel.args[arg as usize].dtype;
         self.register(dtype)?;
         if !self.packed(arg) {
-            return Ok(if dtype == DType::Bool { format!("({a}[{index}] != 0u)") } else { format!("{a}[{index}]") });
+            return Ok(match dtype {
+                DType::Bool => format!("({a}[{index}] != 0u)"),
+                _ if self.wide.contains(&arg) => format!("{a}[{index} >> 2u][{index} & 3u]"),
+                _ => format!("{a}[{index}]"),
+            });
         }
         let word = match self.kernel.args[arg as usize].access {
+            _ if self.wide.contains(&arg) => format!("{a}[{index} >> 2u][({index} >> 1u) & 1u]"),
             Access::Read => format!("{a}[{index} >> 1u]"),
             Access::Write | Access::ReadWrite => format!("atomicLoad(&{a}[{index} >> 1u])"),
         };
@@ -439,6 +464,27 @@ impl<'a> Writer<'a> {
         self.open("fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {");
     }
 
+    /// Begins the entry point of workgroups of one subgroup; `lane` is the invocation in it.
+    pub(super) fn open_subgroup_main(&mut self, lanes: u32) {
+        self.line(format!("@compute @workgroup_size({lanes})"));
+        self.open("fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {");
+    }
+
+    /// Begins the entry point of workgroups of several subgroups: `subgroup` is the number of this one, `lanes` its
+    /// size, `lane` the invocation in it.
+    pub(super) fn open_matrix_main(&mut self, workgroup: u32) {
+        self.line(format!("@compute @workgroup_size({workgroup})"));
+        self.line("fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32,");
+        self.line("        @builtin(subgroup_id) subgroup: u32, @builtin(subgroup_size) lanes: u32,");
+        self.open("        @builtin(subgroup_invocation_id) lane: u32) {");
+    }
+
+    /// Notes the use of cooperative matrices of `f16`.
+    pub(super) fn use_matrices(&mut self) -> Result<()> {
+        self.matrices = true;
+        self.register(DType::F16).map(|_| ())
+    }
+
     /// The shader. `what` says in a phrase what this stage does.
     pub(super) fn finish(self, what: &str, workgroups: u64, scratch_bytes: u64) -> Result<Shader> {
         let kernel = self.kernel;
@@ -450,13 +496,22 @@ impl<'a> Writer<'a> {
         if self.f16 {
             out.push_str("enable f16;\n");
         }
+        if self.matrices {
+            out.push_str("enable wgpu_cooperative_matrix;\n");
+        }
         out.push('\n');
         let mut bindings = Vec::new();
         for &arg in &self.args {
             let a = &kernel.args[arg as usize];
+            let wide = self.wide.contains(&arg);
             let (access, atomic) =
                 if a.access == Access::Read { ("read", false) } else { ("read_write", self.packed(arg)) };
             let element = match a.dtype {
+                _ if wide && self.packed(arg) => "vec2<u32>",
+                DType::F32 if wide => "vec4<f32>",
+                DType::I32 if wide => "vec4<i32>",
+                DType::U32 if wide => "vec4<u32>",
+                DType::F16 if wide => "vec4<f16>",
                 DType::F32 => "f32",
                 DType::I32 => "i32",
                 DType::F16 if self.limits.f16 => "f16",

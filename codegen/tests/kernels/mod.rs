@@ -393,6 +393,46 @@ pub fn contract_matmul(z: usize, m: usize, n: usize, k: usize, dtype: DType, tra
     b.0
 }
 
+/// Which of both operands is transposed in memory: nothing, the left, the right, both.
+pub const LAYOUTS: [&str; 4] = ["nn", "tn", "nt", "tt"];
+
+/// `out[z, m, n] = a b * scale[m] + out[z, m, n]`, in place and rounded to `dtype`, operands in any layout.
+pub fn contract_layout(z: usize, m: usize, n: usize, k: usize, dtype: DType, layout: &str) -> Kernel {
+    let mut b = Build::new(Kind::Contract, &[(z, Batch), (m, M), (n, N), (k, Reduce)]);
+    let (x, y) = (b.read(dtype, z * m * k), b.read(dtype, z * k * n));
+    let (scale, out) = (b.read(DType::F32, m), b.arg(dtype, z * m * n, Access::ReadWrite));
+    let [zl, zr, zo] = [m * k, k * n, m * n].map(|c| (c as i64, 0));
+    let lhs = if layout.starts_with('t') { [zl, (1, 1), (m as i64, 3)] } else { [zl, (k as i64, 1), (1, 3)] };
+    let rhs = if layout.ends_with('t') { [zr, (k as i64, 2), (1, 3)] } else { [zr, (1, 2), (n as i64, 3)] };
+    let lhs = b.load(x, affine(0, &lhs));
+    let rhs = b.load(y, affine(0, &rhs));
+    let dot = b.inst(DType::F32, Inst::Dot { lhs, rhs });
+    let scale = b.load(scale, affine(0, &[(1, 1)]));
+    let v = b.binary(BinaryOp::Mul, dot, scale);
+    let at = affine(0, &[zo, (n as i64, 1), (1, 2)]);
+    let old = b.load(out, at.clone());
+    let old = b.convert(DType::F32, old);
+    let v = b.binary(BinaryOp::Add, v, old);
+    let v = b.convert(dtype, v);
+    b.store(out, at, v);
+    b.0
+}
+
+/// `out[z, m, n] = tanh(a) b + bias[n]` with operands of `f16` and sums of `f32`.
+pub fn contract_half(z: usize, m: usize, n: usize, k: usize) -> Kernel {
+    let mut b = Build::new(Kind::Contract, &[(z, Batch), (m, M), (n, N), (k, Reduce)]);
+    let (x, y) = (b.read(DType::F16, z * m * k), b.read(DType::F16, z * k * n));
+    let (bias, out) = (b.read(DType::F32, n), b.write(DType::F32, z * m * n));
+    let lhs = b.load(x, affine(0, &[((m * k) as i64, 0), (k as i64, 1), (1, 3)]));
+    let lhs = b.unary(UnaryOp::Tanh, lhs);
+    let rhs = b.load(y, affine(0, &[((k * n) as i64, 0), (1, 2), (n as i64, 3)]));
+    let dot = b.inst(DType::F32, Inst::Dot { lhs, rhs });
+    let bias = b.load(bias, affine(0, &[(1, 2)]));
+    let v = b.binary(BinaryOp::Add, dot, bias);
+    b.store(out, affine(0, &[((m * n) as i64, 0), (n as i64, 1), (1, 2)]), v);
+    b.0
+}
+
 /// A 3x3 convolution with stride and padding 1: `[n, s, s, c]` by `[3, 3, c, o]`.
 pub fn contract_conv(n: usize, s: usize, c: usize, o: usize, stride: usize) -> Kernel {
     let t = (s + 2 - 3) / stride + 1;
@@ -491,6 +531,11 @@ pub fn gallery() -> Vec<(String, Kernel)> {
     large.tile.block = [128, 128, 8];
     large.tile.per_invocation = [8, 8];
     add("contract_large_tile", large);
+    for layout in LAYOUTS {
+        add(&format!("contract_{layout}"), contract_layout(2, 36, 20, 28, DType::F32, layout));
+        add(&format!("contract_{layout}_bf16"), contract_layout(2, 36, 20, 28, DType::BF16, layout));
+        add(&format!("contract_{layout}_f16"), contract_layout(2, 36, 20, 28, DType::F16, layout));
+    }
     add("index_scatter", index_scatter(2, 9, 4, 3, DType::F32, true));
     add("index_scatter_bf16", index_scatter(1, 9, 4, 3, DType::BF16, false));
     add("multi_momentum", multi_momentum(DType::F32));

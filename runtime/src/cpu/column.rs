@@ -3,6 +3,9 @@
 //! The rows (the reduced coordinates) are cut into *parts* whose number depends on the shape alone. Each part adds
 //! its rows in order into accumulators of its own; then the parts are added in order. What is stored over the full
 //! space is stored in the same pass. Then the rest of the kernel runs over the kept dims.
+//!
+//! Kept dims that lie in memory further out than the reduced ones number *bands*: memory is walked in order, and
+//! values that differ by band and reduced coordinate are computed once per row.
 
 use super::exec::{Block, Env, combine, combine_argmax};
 use super::ops::Ops;
@@ -28,6 +31,8 @@ pub(crate) struct Column {
     reductions: Vec<Reduction>,
     /// Accumulators of one part: rows of `cols` words.
     slots: usize,
+    bands: usize,
+    /// Rows of a band: the reduced coordinates.
     rows: usize,
     /// Rows of a part, and how many parts.
     part: usize,
@@ -47,7 +52,8 @@ struct Reduction {
 impl Column {
     pub(crate) fn new(kernel: &Kernel, in_place: &[bool]) -> Result<Column, String> {
         let reduced = dims_of(kernel, |r| r == Role::Reduce);
-        let kept = dims_of(kernel, |r| r != Role::Reduce);
+        let (slow, fast) = bands(kernel, &reduced, dims_of(kernel, |r| r != Role::Reduce));
+        let kept: Vec<_> = slow.iter().chain(&fast).copied().collect();
         let reduce_mask: u64 = reduced.iter().map(|d| 1u64 << d.0).sum();
         let masks = kernel.dependence();
         // The accumulators are arrays over the kept dims, row-major.
@@ -59,7 +65,8 @@ impl Column {
         }
         let mut seen = indices(kernel);
         seen.push(&dense);
-        let mut pass = Planner::new(kernel, in_place, &reduced, &kept, &seen, false)?;
+        let outer: Vec<_> = slow.iter().chain(&reduced).copied().collect();
+        let mut pass = Planner::new(kernel, in_place, &outer, &fast, &seen, false)?;
         let mut rest = Planner::new(kernel, in_place, &[], &kept, &seen, false)?;
         let args = kernel.args.len();
         let (mut reductions, mut slots) = (vec![], 0);
@@ -81,20 +88,24 @@ impl Column {
             let full = (masks[store.value.index()] | store.index.dims()) & reduce_mask != 0;
             if full { pass.store(store)? } else { rest.store(store)? }
         }
-        let (pass, rest) = (pass.finish(), rest.finish());
-        let (rows, cols) = (pass.space.rows(), pass.cols);
-        let parts = (rows * cols / PART).min(PARTS).min(PARTIALS / (cols * slots).max(1)).clamp(1, rows.max(1));
+        let (mut pass, rest) = (pass.finish(), rest.finish());
+        let bands: usize = slow.iter().map(|d| d.1).product();
+        let (rows, cols) = (pass.space.rows() / bands.max(1), pass.cols);
+        pass.stride = rest.cols;
+        let points = rows * rest.cols;
+        let parts = (points / PART).min(PARTS / bands.max(1)).min(PARTIALS / (rest.cols * slots).max(1));
+        let parts = parts.clamp(1, rows.max(1));
         let part = rows.div_ceil(parts);
         let parts = if part == 0 { 1 } else { rows.div_ceil(part) };
         // With few parts the columns are shared among threads too.
-        let piece = if parts >= 16 { cols } else { pass.chunk.1.max(1) };
-        let parallel = rows * cols * pass.cost >= SERIAL;
-        Ok(Column { pass, rest, reductions, slots, rows, part, parts, piece, args, parallel })
+        let piece = if parts * bands >= 16 { cols } else { pass.chunk.1.max(1) };
+        let parallel = points * pass.cost >= SERIAL;
+        Ok(Column { pass, rest, reductions, slots, bands, rows, part, parts, piece, args, parallel })
     }
 
     pub(crate) fn need(&self) -> Need {
         Need {
-            shared: self.pass.uniform_words + self.rest.uniform_words + self.parts * self.slots * self.pass.cols,
+            shared: self.pass.uniform_words + self.rest.uniform_words + self.parts * self.slots * self.rest.cols,
             words: self.pass.words.max(self.rest.words),
             vals: self.pass.vals.max(self.rest.vals),
             args: self.args + self.slots,
@@ -115,14 +126,16 @@ impl Column {
         let pieces = cols.div_ceil(self.piece.max(1)).max(1);
         let shared = (Shared { args, area }, Partials(partials));
         let threads = if self.parallel { scratch.threads() } else { 1 };
-        share(threads, self.parts * pieces, &|worker, task| {
+        share(threads, self.bands * self.parts * pieces, &|worker, task| {
             let (shared, Partials(partials)) = &shared;
             let (part, col) = (task / pieces, task % pieces * self.piece);
+            let (band, part) = (part / self.parts, part % self.parts);
             let columns = (col, (col + self.piece).min(cols));
             let rows = (part * self.part, ((part + 1) * self.part).min(self.rows));
-            // SAFETY: tasks have distinct parts or columns.
+            let rows = (band * self.rows + rows.0, band * self.rows + rows.1);
+            // SAFETY: tasks have distinct bands, parts or columns.
             unsafe {
-                let accumulators = partials.add(part * self.slots * cols);
+                let accumulators = partials.add(part * self.slots * self.rest.cols + band * cols);
                 self.clear(accumulators, columns);
                 let env = env(worker, shared.args, accumulators);
                 self.pass.adopt(&env, shared.area);
@@ -135,13 +148,13 @@ impl Column {
             let all = scratch.worker(0).args;
             std::ptr::copy_nonoverlapping(args.as_ptr(), all, args.len());
             for slot in 0..self.slots {
-                *all.add(self.args + slot) = partials.add(slot * cols) as *mut u8;
+                *all.add(self.args + slot) = partials.add(slot * self.rest.cols) as *mut u8;
             }
             let args = std::slice::from_raw_parts(all, self.args + self.slots);
             let env = env(0, args, std::ptr::null_mut());
             self.rest.start(&env, rest_area);
-            if cols > 0 {
-                self.rest.range(&env, (0, 1), (0, cols));
+            if self.rest.cols > 0 {
+                self.rest.range(&env, (0, 1), (0, self.rest.cols));
             }
             self.rest.end(&env);
         }
@@ -150,7 +163,7 @@ impl Column {
     /// Sets the accumulators of these columns to what a reduction of nothing gives.
     unsafe fn clear(&self, accumulators: *mut u32, columns: (usize, usize)) {
         let fill = |slot: usize, word: u32| unsafe {
-            let line = accumulators.add(slot * self.pass.cols + columns.0);
+            let line = accumulators.add(slot * self.pass.stride + columns.0);
             std::slice::from_raw_parts_mut(line, columns.1 - columns.0).fill(word);
         };
         for r in &self.reductions {
@@ -166,7 +179,7 @@ impl Column {
 
     /// Adds all parts into the first, in order.
     unsafe fn merge(&self, ops: &Ops, partials: *mut u32) {
-        let cols = self.pass.cols;
+        let cols = self.rest.cols;
         for part in 1..self.parts {
             for r in &self.reductions {
                 let (to, from) = unsafe {
@@ -200,6 +213,29 @@ impl Column {
         }
     }
 }
+
+/// The kept dims that number bands, and the others. Judged by the largest load of reduced dims; a band has some
+/// columns, and an argmax is not cut into bands.
+fn bands(kernel: &Kernel, reduced: &[(usize, usize)], kept: Vec<(usize, usize)>) -> (Vec<Dim>, Vec<Dim>) {
+    let size = |index: &Idx| -> usize {
+        let dims = kernel.dims.iter().enumerate().filter(|(d, _)| index.coef(*d) != 0);
+        dims.map(|(_, dim)| dim.size).product()
+    };
+    let loads = kernel.insts.iter().filter_map(|inst| match inst {
+        Inst::Load { index, .. } if reduced.iter().any(|d| d.1 > 1 && index.coef(d.0) != 0) => Some(index),
+        _ => None,
+    });
+    let Some(index) = loads.max_by_key(|index| size(index)) else { return (vec![], kept) };
+    let step = |d: &Dim| index.coef(d.0).unsigned_abs();
+    let most = reduced.iter().filter(|d| d.1 > 1).map(step).max().unwrap_or(0);
+    let (slow, fast): (Vec<Dim>, Vec<Dim>) = kept.iter().partition(|d| d.1 > 1 && step(d) > most);
+    let whole = kernel.insts.iter().any(|i| matches!(i, Inst::Argmax(_)));
+    let columns: usize = fast.iter().map(|d| d.1).product();
+    if whole || columns < 16 { (vec![], kept) } else { (slow, fast) }
+}
+
+/// A kernel dim and its extent.
+type Dim = (usize, usize);
 
 struct Partials(*mut u32);
 

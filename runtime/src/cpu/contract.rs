@@ -1,35 +1,28 @@
-//! `Contract` kernels: blocks of a matrix product by the `gemm` crate, each followed by its epilogue while it is
-//! in cache.
+//! `Contract` kernels: blocks of a matrix product, each strip of their rows followed by its epilogue while it is in
+//! cache.
 //!
 //! M, N and K are the flat row-major coordinates of the dims of their roles. An operand is *plain* if it is a load
 //! of floats whose index is a line along its rows and along K: the product reads it where it lies. Any other
-//! operand is *packed*: its instructions are evaluated into scratch, either wholly before the product (if several
-//! blocks need the same part and it is not too large) or block by block, K in tiles.
+//! operand is *computed*: its instructions are evaluated into scratch, either wholly before the product (if several
+//! blocks need the same part and it is not too large) or as a block needs it. Where the product wants the right
+//! operand in panels (see [`super::product`]), they are made once for all blocks or by each block.
 //!
-//! Blocks and tiles depend on the shape alone, so the order of every sum does.
+//! The tiles of K depend on the shape alone, and within a tile each sum is in order: results depend neither on the
+//! blocks nor on the threads.
 
+use super::blocks::{Blocks, Extents};
 use super::exec::{Block, Env};
 use super::ops::Ops;
 use super::plan::{Domain, Plan};
 use super::planner::{Given, Planner, indices};
+use super::product::{Factor, Right, multiply, pack, padded, panels, wants_panels};
 use super::rows::{Shared, dims_of};
 use super::scratch::{Need, Scratch, Worker};
 use super::threads::share;
 use dnx_codegen::kernel::{Atom, Idx, Inst, InstId, Kernel, Role};
 use dnx_ir::DType;
-use gemm::Parallelism;
 
-/// Flops below which a contraction stays on one thread; tasks have about as many at least.
-const SERIAL: usize = 1 << 18;
-/// Flops of a task of a large contraction, about.
-const TASK: usize = 96 << 20;
-/// Tasks of a contraction, about, at most.
-const TASKS: usize = 64;
-/// Results of a block, at least, where a contraction is cut for threads: smaller ones cost more packing than they save.
-const AREA: usize = 96 * 128;
-/// Depth of a tile of K where an operand is packed.
-const DEPTH: usize = 1024;
-/// Words of an operand that may be packed before the product.
+/// Words of an operand that may be computed or packed before the product.
 const WHOLE: usize = 16 << 20;
 
 /// A planned `Contract` kernel.
@@ -40,18 +33,15 @@ pub(crate) struct Contract {
     k: usize,
     lhs: Operand,
     rhs: Operand,
+    panels: Panels,
     /// Where the product itself is the result.
     out: Option<Matrix>,
     epilogue: Plan,
-    /// Rows, columns and depth of a block.
-    block: (usize, usize, usize),
-    /// Batch entries of a task.
-    batches: usize,
+    blocks: Blocks,
     int: bool,
     args: usize,
-    parallel: bool,
-    /// Offsets in the shared area: uniform values of epilogue, lhs, rhs; whole packed lhs and rhs.
-    shared: [usize; 5],
+    /// Offsets in the shared area: uniform values of epilogue, lhs, rhs; whole computed lhs and rhs; panels.
+    shared: [usize; 6],
     shared_words: usize,
 }
 
@@ -70,13 +60,26 @@ struct Matrix {
 
 enum Operand {
     Plain(Matrix),
-    /// Evaluated; `true`: K runs fastest in the packed block.
-    Packed {
+    /// Evaluated; `k_inner`: K runs fastest where it is put.
+    Computed {
         plan: Box<Plan>,
         k_inner: bool,
         whole: bool,
     },
 }
+
+/// Whether and when the right operand is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Panels {
+    Never,
+    /// All of it, before the product.
+    Whole,
+    /// Tile by tile, by each block.
+    Tile,
+}
+
+/// A part of the work: rows `.0 .. .1` and so on.
+type Range = (usize, usize);
 
 impl Matrix {
     fn new(
@@ -139,61 +142,10 @@ impl Contract {
         if kernel.stores.iter().any(|s| (masks[s.value.index()] | s.index.dims()) & reduce_mask != 0) {
             return Err("a contraction that stores a value of its contracted dims".to_string());
         }
-        let plain = |id: InstId, rows: &[(usize, usize)]| match kernel.inst(id) {
-            Inst::Load { arg, index, dynamic }
-                if !int && dynamic.is_empty() && kernel.args[*arg as usize].dtype == DType::F32 =>
-            {
-                Matrix::new(*arg, index, &bd, rows, &kd)
-            }
-            _ => None,
-        };
-        let (plain_lhs, plain_rhs) = (plain(lhs, &md), plain(rhs, &nd));
-        let packs = plain_lhs.is_none() || plain_rhs.is_none();
-        let (mb, nb) = blocks(batch, m, n, k, plain_lhs.is_none(), plain_rhs.is_none());
-        let kb = if packs { k.div_ceil(k.div_ceil(DEPTH).max(1)) } else { k };
-        let (m_blocks, n_blocks) = (m.div_ceil(mb.max(1)), n.div_ceil(nb.max(1)));
         let seen = indices(kernel);
-        let args = kernel.args.len();
-        let operand =
-            |plain: Option<Matrix>, id: InstId, rows: &[(usize, usize)], rb: usize, others: usize, arg: usize| {
-                if let Some(matrix) = plain {
-                    return Ok(Operand::Plain(matrix));
-                }
-                let r = extent(rows);
-                let whole = others > 1 && batch * r * k <= WHOLE;
-                let k_inner = runs_along_k(kernel, id, rows, &kd);
-                // Positions in the packed block; a whole operand is one block per batch entry.
-                let (rb, kb) = if whole { (r, k) } else { (rb, kb) };
-                let (row, col) = if k_inner { (kb, 1) } else { (1, rb) };
-                let mut dense = Idx::default();
-                let mut place = |dims: &[(usize, usize)], stride: usize| {
-                    let mut stride = stride as i64;
-                    for &(d, n) in dims.iter().rev().filter(|d| d.1 != 1) {
-                        dense.terms.push((stride, Atom::Dim(d as u32)));
-                        stride *= n as i64;
-                    }
-                };
-                place(rows, row);
-                place(&kd, col);
-                if whole {
-                    place(&bd, r * k);
-                }
-                dense.terms.sort_by(|a, b| a.1.cmp(&b.1));
-                let mut seen = seen.clone();
-                seen.push(&dense);
-                let (slow, fast) = if k_inner { (rows, &kd[..]) } else { (&kd[..], rows) };
-                let outer: Vec<_> = bd.iter().chain(slow).copied().collect();
-                let mut planner = Planner::new(kernel, in_place, &outer, fast, &seen, false)?;
-                let value = planner.value(id)?;
-                // With every chunk, even where the operand is one number: chunks are what packs it.
-                planner.store_value(arg, DType::F32, &dense, value, Domain::Full)?;
-                Ok::<Operand, String>(Operand::Packed { plan: Box::new(planner.finish()), k_inner, whole })
-            };
-        let lhs = operand(plain_lhs, lhs, &md, mb, n_blocks, args)?;
-        let rhs = operand(plain_rhs, rhs, &nd, nb, m_blocks, args + 1)?;
         let out = match &kernel.stores[..] {
-            [s] if s.value == dot && !int && kernel.args[s.arg as usize].dtype == DType::F32 => {
-                Matrix::new(s.arg, &s.index, &bd, &md, &nd)
+            [s] if s.value == dot && kernel.args[s.arg as usize].dtype == DType::F32 => {
+                Matrix::new(s.arg, &s.index, &bd, &md, &nd).filter(|out| out.col == 1 || n == 1)
             }
             _ => None,
         };
@@ -206,61 +158,107 @@ impl Contract {
             }
         }
         let epilogue = epilogue.finish();
-        let flops = 2 * m * n * k;
-        let batches = (SERIAL * 4 / flops.max(1)).clamp(1, batch.max(1));
+        let cost = if out.is_some() { 0 } else { epilogue.cost };
+        let blocks = Blocks::new(&Extents { batch, m, n, k, epilogue: cost });
+        let (m_blocks, n_blocks) = (m.div_ceil(blocks.rows), n.div_ceil(blocks.cols));
+        let args = kernel.args.len();
+        let operand = |id: InstId, rows: &[(usize, usize)], rb: usize, others: usize, arg: usize| {
+            if let Inst::Load { arg, index, dynamic } = kernel.inst(id)
+                && !int
+                && dynamic.is_empty()
+                && kernel.args[*arg as usize].dtype == DType::F32
+                && let Some(matrix) = Matrix::new(*arg, index, &bd, rows, &kd)
+            {
+                return Ok(Operand::Plain(matrix));
+            }
+            let r = extent(rows);
+            let whole = others > 1 && batch * r * k <= WHOLE;
+            let k_inner = runs_along_k(kernel, id, rows, &kd);
+            // Positions in the computed tile; a whole operand is one tile per batch entry.
+            let (rb, kb) = if whole { (r, k) } else { (rb, blocks.depth) };
+            let (row, col) = if k_inner { (kb, 1) } else { (1, rb) };
+            let mut dense = Idx::default();
+            let mut place = |dims: &[(usize, usize)], stride: usize| {
+                let mut stride = stride as i64;
+                for &(d, n) in dims.iter().rev().filter(|d| d.1 != 1) {
+                    dense.terms.push((stride, Atom::Dim(d as u32)));
+                    stride *= n as i64;
+                }
+            };
+            place(rows, row);
+            place(&kd, col);
+            if whole {
+                place(&bd, r * k);
+            }
+            dense.terms.sort_by(|a, b| a.1.cmp(&b.1));
+            let mut seen = seen.clone();
+            seen.push(&dense);
+            let (slow, fast) = if k_inner { (rows, &kd[..]) } else { (&kd[..], rows) };
+            let outer: Vec<_> = bd.iter().chain(slow).copied().collect();
+            let mut planner = Planner::new(kernel, in_place, &outer, fast, &seen, false)?;
+            let value = planner.value(id)?;
+            // With every chunk, even where the operand is one number: chunks are what packs it.
+            planner.store_value(arg, DType::F32, &dense, value, Domain::Full)?;
+            Ok::<Operand, String>(Operand::Computed { plan: Box::new(planner.finish()), k_inner, whole })
+        };
+        let lhs = operand(lhs, &md, blocks.strip.min(blocks.rows), n_blocks, args)?;
+        let rhs = operand(rhs, &nd, blocks.cols, m_blocks, args + 1)?;
+        let (along, deep) = match &rhs {
+            Operand::Plain(matrix) => (matrix.row, matrix.col),
+            Operand::Computed { k_inner: true, whole, .. } => (if *whole { k } else { blocks.depth } as i64, 1),
+            Operand::Computed { whole, .. } => (1, if *whole { n } else { blocks.cols } as i64),
+        };
+        let ready = m_blocks == 1 || matches!(&rhs, Operand::Plain(_) | Operand::Computed { whole: true, .. });
+        let rows = if m_blocks > 1 && ready { m } else { blocks.rows };
+        let panels = match wants_panels(rows, n, along as isize, deep as isize) {
+            true if int => Panels::Never,
+            true if m_blocks > 1 && ready && batch * padded(n) * k <= WHOLE => Panels::Whole,
+            true => Panels::Tile,
+            false => Panels::Never,
+        };
         let uniform = |o: &Operand| match o {
             Operand::Plain(_) => 0,
-            Operand::Packed { plan, .. } => plan.uniform_words,
+            Operand::Computed { plan, .. } => plan.uniform_words,
         };
         let whole = |o: &Operand, r: usize| match o {
-            Operand::Packed { whole: true, .. } => batch * r * k,
+            Operand::Computed { whole: true, .. } => batch * r * k + 64,
             _ => 0,
         };
-        let sizes = [epilogue.uniform_words, uniform(&lhs), uniform(&rhs), whole(&lhs, m) + 64, whole(&rhs, n) + 64];
-        let mut shared = [0; 5];
+        let packed = if panels == Panels::Whole { batch * padded(n) * k } else { 0 };
+        let sizes = [epilogue.uniform_words, uniform(&lhs), uniform(&rhs), whole(&lhs, m), whole(&rhs, n), packed];
+        let mut shared = [0; 6];
         let mut shared_words = 0;
         for (at, size) in shared.iter_mut().zip(sizes) {
             *at = shared_words;
             shared_words += size.next_multiple_of(16);
         }
-        let parallel = batch * flops >= SERIAL;
-        let block = (mb, nb, kb);
-        Ok(Contract {
-            batch,
-            m,
-            n,
-            k,
-            lhs,
-            rhs,
-            out,
-            epilogue,
-            block,
-            batches,
-            int,
-            args,
-            parallel,
-            shared,
-            shared_words,
-        })
+        Ok(Contract { batch, m, n, k, lhs, rhs, panels, out, epilogue, blocks, int, args, shared, shared_words })
     }
 
     fn plans(&self) -> impl Iterator<Item = &Plan> {
-        let packed = [&self.lhs, &self.rhs].into_iter().filter_map(|o| match o {
+        let computed = [&self.lhs, &self.rhs].into_iter().filter_map(|o| match o {
             Operand::Plain(_) => None,
-            Operand::Packed { plan, .. } => Some(&**plan),
+            Operand::Computed { plan, .. } => Some(&**plan),
         });
-        std::iter::once(&self.epilogue).chain(packed)
+        std::iter::once(&self.epilogue).chain(computed)
     }
 
-    /// Words of a worker's block of results, packed left and packed right operand.
-    fn areas(&self) -> [usize; 3] {
-        let (mb, nb, kb) = self.block;
-        let packed = |o: &Operand, r: usize| match o {
-            Operand::Packed { whole: false, .. } => (r * kb).next_multiple_of(16) + 16,
+    /// Whether K is a single tile: then results need room for one strip only.
+    fn shallow(&self) -> bool {
+        self.blocks.depth >= self.k
+    }
+
+    /// Words of a worker's results, left and right tile, panels.
+    fn areas(&self) -> [usize; 4] {
+        let Blocks { rows, cols, depth, strip, .. } = self.blocks;
+        let computed = |o: &Operand, r: usize| match o {
+            Operand::Computed { whole: false, .. } => (r * depth).next_multiple_of(16) + 16,
             _ => 0,
         };
-        let acc = if self.out.is_some() { 0 } else { (mb * nb).next_multiple_of(16) + 16 };
-        [acc, packed(&self.lhs, mb), packed(&self.rhs, nb)]
+        let held = if self.shallow() { strip.min(rows) } else { rows };
+        let results = if self.out.is_some() && !self.int { 0 } else { (held * cols).next_multiple_of(16) + 16 };
+        let panels = if self.panels == Panels::Tile { padded(cols) * depth } else { 0 };
+        [results, computed(&self.lhs, strip.min(rows)), computed(&self.rhs, cols), panels]
     }
 
     pub(crate) fn need(&self) -> Need {
@@ -275,30 +273,48 @@ impl Contract {
     pub(crate) unsafe fn run(&self, ops: &Ops, args: &[*mut u8], scratch: &Scratch) {
         let area = scratch.shared();
         let at = |i: usize| unsafe { area.add(self.shared[i]) };
-        let (mb, nb, _) = self.block;
-        let threads = if self.parallel { scratch.threads() } else { 1 };
+        let Blocks { rows: mb, cols: nb, batches, parallel, .. } = self.blocks;
+        let threads = if parallel { scratch.threads() } else { 1 };
         let first = self.env(ops, args, scratch.worker(0));
         unsafe {
             self.epilogue.start(&first, at(0));
             for (i, operand) in [&self.lhs, &self.rhs].into_iter().enumerate() {
-                let Operand::Packed { plan, whole, .. } = operand else { continue };
+                let Operand::Computed { plan, whole, .. } = operand else { continue };
                 plan.start(&first, at(1 + i));
                 if *whole {
-                    self.pack_whole(ops, plan, args, scratch, threads, i);
+                    self.compute_whole(ops, plan, args, scratch, threads, i);
                 }
             }
         }
-        let (m_blocks, n_blocks) = (self.m.div_ceil(mb.max(1)), self.n.div_ceil(nb.max(1)));
-        let groups = self.batch.div_ceil(self.batches.max(1));
         let shared = Shared { args, area };
+        let (m_blocks, n_blocks) = (self.m.div_ceil(mb), self.n.div_ceil(nb));
+        if self.panels == Panels::Whole {
+            // Panels of a tile, tiles, blocks of columns, batch entries.
+            // The last block may have more of them than the others: how columns are cut depends on their number.
+            let pieces = panels(nb.min(self.n)).max(panels(self.n - (n_blocks.max(1) - 1) * nb));
+            let tiles = self.k.div_ceil(self.blocks.depth).max(1);
+            share(threads, self.batch * n_blocks * tiles * pieces, &|_, task| {
+                let shared = &shared;
+                let (tile, piece) = (task / pieces, task % pieces);
+                let (block, from) = (tile / tiles, tile % tiles * self.blocks.depth);
+                let (batch, col) = (block / n_blocks, block % n_blocks * nb);
+                let cols = (col, (col + nb).min(self.n));
+                if piece < panels(cols.1 - col) {
+                    let depths = (from, (from + self.blocks.depth).min(self.k));
+                    // SAFETY: tasks make distinct panels.
+                    unsafe { self.pack_shared(shared, batch, cols, depths, piece) };
+                }
+            });
+        }
+        let groups = self.batch.div_ceil(batches);
         share(threads, groups * m_blocks * n_blocks, &|worker, task| {
             let shared = &shared;
             let (group, block) = (task / (m_blocks * n_blocks), task % (m_blocks * n_blocks));
-            let (row, col) = (block / n_blocks * mb, block % n_blocks * nb);
+            let (col, row) = (block / m_blocks * nb, block % m_blocks * mb);
             let rows = (row, (row + mb).min(self.m));
             let cols = (col, (col + nb).min(self.n));
             let worker = scratch.worker(worker);
-            for batch in group * self.batches..((group + 1) * self.batches).min(self.batch) {
+            for batch in group * batches..((group + 1) * batches).min(self.batch) {
                 // SAFETY: tasks compute disjoint blocks of the results.
                 unsafe { self.block(ops, shared, worker, batch, rows, cols) };
             }
@@ -306,7 +322,7 @@ impl Contract {
         unsafe { self.epilogue.end(&first) };
     }
 
-    /// An environment whose arguments are a worker's copy, with room for the packed operands.
+    /// An environment whose arguments are a worker's copy, with room for the computed operands.
     fn env<'a>(&self, ops: &'a Ops, args: &[*mut u8], worker: Worker) -> Env<'a> {
         unsafe {
             std::ptr::copy_nonoverlapping(args.as_ptr(), worker.args, self.args.min(args.len()));
@@ -321,7 +337,7 @@ impl Contract {
         }
     }
 
-    unsafe fn pack_whole(
+    unsafe fn compute_whole(
         &self,
         ops: &Ops,
         plan: &Plan,
@@ -346,78 +362,109 @@ impl Contract {
         });
     }
 
-    unsafe fn block(
-        &self,
-        ops: &Ops,
-        shared: &Shared,
-        worker: Worker,
-        batch: usize,
-        rows: (usize, usize),
-        cols: (usize, usize),
-    ) {
-        let (m, n) = (rows.1 - rows.0, cols.1 - cols.0);
+    /// Where the shared panels of a tile begin.
+    unsafe fn shared_panels(&self, shared: &Shared, batch: usize, cols: Range, depths: Range) -> *mut f32 {
+        // Blocks but the last have no padding, so that those before a block have `cols.0` columns.
+        let at = (batch * padded(self.n) + cols.0) * self.k + depths.0 * padded(cols.1 - cols.0);
+        unsafe { shared.area.add(self.shared[5] + at) as *mut f32 }
+    }
+
+    unsafe fn pack_shared(&self, shared: &Shared, batch: usize, cols: Range, depths: Range, piece: usize) {
+        unsafe {
+            let from = self.ready(&self.rhs, 1, shared, batch, cols, depths, self.n);
+            let to = self.shared_panels(shared, batch, cols, depths);
+            pack(from, cols.1 - cols.0, depths.1 - depths.0, piece, to);
+        }
+    }
+
+    unsafe fn block(&self, ops: &Ops, shared: &Shared, worker: Worker, batch: usize, rows: Range, cols: Range) {
+        let n = cols.1 - cols.0;
         let areas = self.areas();
         let acc = worker.words;
-        let packs = unsafe { [acc.add(areas[0]), acc.add(areas[0] + areas[1])] };
+        let tiles = unsafe { [acc.add(areas[0]), acc.add(areas[0] + areas[1])] };
+        let panels = unsafe { acc.add(areas[0] + areas[1] + areas[2]) } as *mut f32;
         let mut env = self.env(ops, shared.args, worker);
-        let (dst, row_stride, col_stride) = match &self.out {
-            Some(out) => {
-                let at = out.at(batch) + rows.0 as i64 * out.row + cols.0 as i64 * out.col;
-                (unsafe { (shared.args[out.arg] as *mut u32).offset(at as isize) }, out.row, out.col)
-            }
-            None => (acc, n as i64, 1),
-        };
-        let depth = self.block.2;
         let mut from = 0;
         loop {
-            let to = (from + depth).min(self.k);
-            let depths = (from, to);
-            let a = unsafe { self.operand(&self.lhs, 0, &env, shared, worker, packs[0], batch, rows, depths, self.m) };
-            let b = unsafe { self.operand(&self.rhs, 1, &env, shared, worker, packs[1], batch, cols, depths, self.n) };
-            let k = to - from;
+            let depths = (from, (from + self.blocks.depth).min(self.k));
+            let (k, done) = (depths.1 - from, depths.1 >= self.k);
+            // SAFETY: the ranges lie in the operands, and nobody else computes this block.
             unsafe {
-                if self.int {
-                    product_int(m, n, k, dst, (row_stride, col_stride), from > 0, a, b);
-                } else {
-                    gemm::gemm(
-                        m,
-                        n,
-                        k,
-                        dst as *mut f32,
-                        col_stride as isize,
-                        row_stride as isize,
-                        from > 0,
-                        a.0 as *const f32,
-                        a.2 as isize,
-                        a.1 as isize,
-                        b.0 as *const f32,
-                        b.1 as isize,
-                        b.2 as isize,
-                        1.0,
-                        1.0,
-                        false,
-                        false,
-                        false,
-                        Parallelism::None,
-                    );
+                let right = match self.panels {
+                    Panels::Whole => Right::Panels(self.shared_panels(shared, batch, cols, depths)),
+                    _ => {
+                        let right =
+                            self.operand(&self.rhs, 1, &env, shared, worker, tiles[1], batch, cols, depths, self.n);
+                        if self.panels == Panels::Tile {
+                            (0..super::product::panels(n)).for_each(|piece| pack(right, n, k, piece, panels));
+                            Right::Panels(panels)
+                        } else {
+                            Right::Lines(right)
+                        }
+                    }
+                };
+                let mut row = rows.0;
+                while row < rows.1 {
+                    let strip = (row, (row + self.blocks.strip).min(rows.1));
+                    let m = strip.1 - row;
+                    let left = self.operand(&self.lhs, 0, &env, shared, worker, tiles[0], batch, strip, depths, self.m);
+                    let (to, stride) = match &self.out {
+                        Some(out) => {
+                            let at = out.at(batch) + row as i64 * out.row + cols.0 as i64;
+                            ((shared.args[out.arg] as *mut f32).offset(at as isize), out.row as isize)
+                        }
+                        None if self.shallow() => (acc as *mut f32, n as isize),
+                        None => (acc.add((row - rows.0) * n) as *mut f32, n as isize),
+                    };
+                    match right {
+                        Right::Lines(right) if self.int => {
+                            product_int((m, n, k), left, right, to as *mut u32, stride, from > 0)
+                        }
+                        right => multiply((m, n, k), left, right, to, stride, from > 0),
+                    }
+                    if done && self.out.is_none() {
+                        let first = batch * self.m;
+                        env.acc = Block { ptr: to as *const u32, row0: first + row, col0: cols.0, ld: n };
+                        self.epilogue.adopt(&env, shared.area.add(self.shared[0]));
+                        self.epilogue.range(&env, (first + row, first + strip.1), cols);
+                    }
+                    row = strip.1;
                 }
             }
-            from = to;
-            if from >= self.k {
-                break;
-            }
-        }
-        if self.out.is_none() {
-            let first = batch * self.m;
-            env.acc = Block { ptr: acc, row0: first + rows.0, col0: cols.0, ld: n };
-            unsafe {
-                self.epilogue.adopt(&env, shared.area.add(self.shared[0]));
-                self.epilogue.range(&env, (first + rows.0, first + rows.1), cols);
+            from = depths.1;
+            if done {
+                return;
             }
         }
     }
 
-    /// An operand's tile: its address, stride along M or N, stride along K.
+    /// The part of an operand that lies ready in memory: plain, or computed before.
+    unsafe fn ready(
+        &self,
+        operand: &Operand,
+        which: usize,
+        shared: &Shared,
+        batch: usize,
+        rows: Range,
+        depths: Range,
+        extent: usize,
+    ) -> Factor {
+        let (base, at, along, k) = match operand {
+            Operand::Plain(matrix) => {
+                let base = shared.args[matrix.arg] as *const f32;
+                (base, matrix.at(batch), matrix.row, matrix.col)
+            }
+            Operand::Computed { k_inner, .. } => {
+                let (row, col) = if *k_inner { (self.k, 1) } else { (1, extent) };
+                let base = unsafe { shared.area.add(self.shared[3 + which]) } as *const f32;
+                (base, (batch * extent * self.k) as i64, row as i64, col as i64)
+            }
+        };
+        let at = at + rows.0 as i64 * along + depths.0 as i64 * k;
+        Factor { ptr: unsafe { base.offset(at as isize) }, along: along as isize, k: k as isize }
+    }
+
+    /// A part of an operand, computed now if it is not ready.
     unsafe fn operand(
         &self,
         operand: &Operand,
@@ -425,101 +472,52 @@ impl Contract {
         env: &Env,
         shared: &Shared,
         worker: Worker,
-        pack: *mut u32,
+        tile: *mut u32,
         batch: usize,
-        rows: (usize, usize),
-        depths: (usize, usize),
+        rows: Range,
+        depths: Range,
         extent: usize,
-    ) -> (*const u32, i64, i64) {
-        match operand {
-            Operand::Plain(matrix) => {
-                let at = matrix.at(batch) + rows.0 as i64 * matrix.row + depths.0 as i64 * matrix.col;
-                let base = shared.args[matrix.arg] as *const u32;
-                (unsafe { base.offset(at as isize) }, matrix.row, matrix.col)
-            }
-            Operand::Packed { k_inner, whole: true, .. } => {
-                let (row, col) = if *k_inner { (self.k, 1) } else { (1, extent) };
-                let at = batch * extent * self.k + rows.0 * row + depths.0 * col;
-                (unsafe { shared.area.add(self.shared[3 + which] + at) }, row as i64, col as i64)
-            }
-            Operand::Packed { plan, k_inner, whole: false } => {
-                let block = [self.block.0, self.block.1][which];
-                let (row, col) = if *k_inner { (self.block.2, 1) } else { (1, block) };
-                // The plan stores at positions of the whole operand: begin as far before the tile.
-                let before = rows.0 * row + depths.0 * col;
-                unsafe { *worker.args.add(self.args + which) = pack.wrapping_sub(before) as *mut u8 };
-                unsafe { plan.adopt(env, shared.area.add(self.shared[1 + which])) };
-                let (slow, fast, slow_extent) = if *k_inner { (rows, depths, extent) } else { (depths, rows, self.k) };
-                let first = batch * slow_extent;
-                unsafe { plan.range(env, (first + slow.0, first + slow.1), fast) };
-                (pack, row as i64, col as i64)
-            }
+    ) -> Factor {
+        let Operand::Computed { plan, k_inner, whole: false } = operand else {
+            return unsafe { self.ready(operand, which, shared, batch, rows, depths, extent) };
+        };
+        let most = [self.blocks.strip.min(self.blocks.rows), self.blocks.cols][which];
+        let (row, col) = if *k_inner { (self.blocks.depth, 1) } else { (1, most) };
+        // The plan stores at positions of the whole operand: begin as far before the tile.
+        let before = rows.0 * row + depths.0 * col;
+        unsafe {
+            *worker.args.add(self.args + which) = tile.wrapping_sub(before) as *mut u8;
+            plan.adopt(env, shared.area.add(self.shared[1 + which]));
+            let (slow, fast, slow_extent) = if *k_inner { (rows, depths, extent) } else { (depths, rows, self.k) };
+            let first = batch * slow_extent;
+            plan.range(env, (first + slow.0, first + slow.1), fast);
         }
+        Factor { ptr: tile as *const f32, along: row as isize, k: col as isize }
     }
 }
 
-/// The wrapping product of integers, accumulated into `dst` or replacing it.
+/// The wrapping product of integers, added to `to` or replacing it.
 unsafe fn product_int(
-    m: usize,
-    n: usize,
-    k: usize,
-    dst: *mut u32,
-    strides: (i64, i64),
+    (m, n, k): (usize, usize, usize),
+    left: Factor,
+    right: Factor,
+    to: *mut u32,
+    stride: isize,
     add: bool,
-    a: (*const u32, i64, i64),
-    b: (*const u32, i64, i64),
 ) {
-    let at = |p: (*const u32, i64, i64), r: usize, k: usize| unsafe {
-        *p.0.offset((r as i64 * p.1 + k as i64 * p.2) as isize)
+    let at = |f: Factor, i: usize, p: usize| unsafe {
+        *(f.ptr as *const u32).offset(i as isize * f.along + p as isize * f.k)
     };
     for row in 0..m {
         for col in 0..n {
-            let place = unsafe { dst.offset((row as i64 * strides.0 + col as i64 * strides.1) as isize) };
+            let place = unsafe { to.offset(row as isize * stride).add(col) };
             let mut sum = if add { unsafe { *place } } else { 0 };
             for i in 0..k {
-                sum = sum.wrapping_add(at(a, row, i).wrapping_mul(at(b, col, i)));
+                sum = sum.wrapping_add(at(left, row, i).wrapping_mul(at(right, col, i)));
             }
             unsafe { *place = sum };
         }
     }
-}
-
-/// Rows and columns of a block. An operand that is evaluated is better cut along its own rows.
-fn blocks(batch: usize, m: usize, n: usize, k: usize, lhs_packed: bool, rhs_packed: bool) -> (usize, usize) {
-    let flops = (2 * m * n * k).saturating_mul(batch.max(1));
-    let wanted = match flops {
-        f if f < SERIAL => 1,
-        f => (f / TASK).clamp(4.min(f / SERIAL), TASKS),
-    };
-    let (mut mb, mut nb) = (m, n);
-    let halve = |x: usize| x.div_ceil(2).next_multiple_of(16);
-    while batch * m.div_ceil(mb.max(1)) * n.div_ceil(nb.max(1)) < wanted {
-        if mb * nb < 2 * AREA && batch * m.div_ceil(mb) * n.div_ceil(nb) >= 4 {
-            break;
-        }
-        let m_first = match (lhs_packed, rhs_packed) {
-            (true, false) => mb > 128 || nb <= 64,
-            (false, true) => mb > 64 && nb <= 128,
-            _ => mb >= nb,
-        };
-        if m_first && mb > 32 {
-            mb = halve(mb);
-        } else if nb > 32 {
-            nb = halve(nb);
-        } else if mb > 32 {
-            mb = halve(mb);
-        } else {
-            break;
-        }
-    }
-    // A packed block of a tile stays in the second cache.
-    while lhs_packed && mb > 256 {
-        mb = halve(mb);
-    }
-    while rhs_packed && nb > 1024 {
-        nb = halve(nb);
-    }
-    (mb, nb)
 }
 
 /// Whether the loads under an operand run along K rather than along its rows.

@@ -187,12 +187,12 @@ impl Plan {
                 Src { ptr, step: 1 }
             }
             StepOp::Accumulate(kind, class, v, slot) => {
-                let acc = unsafe { env.accumulators.add(slot * self.cols + chunk.col) };
+                let acc = unsafe { env.accumulators.add(slot * self.stride + chunk.col) };
                 return unsafe { self.accumulate(env, *kind, *class, src(*v), acc, chunk) };
             }
             StepOp::AccumulateArgmax(class, v, slot) => {
-                let best = unsafe { env.accumulators.add(slot * self.cols + chunk.col) };
-                let place = unsafe { best.add(self.cols) };
+                let best = unsafe { env.accumulators.add(slot * self.stride + chunk.col) };
+                let place = unsafe { best.add(self.stride) };
                 return unsafe { accumulate_argmax(*class, src(*v), best, place, chunk) };
             }
             StepOp::Store(store, v) => {

@@ -16,11 +16,12 @@ pub(crate) struct CpuMemory {
     bytes: usize,
 }
 
-/// One allocation.
+/// One allocation, and where in it the first aligned byte is.
 #[derive(Debug)]
 struct Block {
     base: *mut u8,
     layout: Layout,
+    first: usize,
 }
 
 // The block is plain bytes. Who touches them when is ordered by the device's queue, and inside a program by
@@ -30,10 +31,17 @@ unsafe impl Sync for Block {}
 
 impl Block {
     fn new(bytes: usize) -> Result<Block, AllocError> {
-        let layout = Layout::from_size_align(bytes.max(1), ALIGN as usize).map_err(|_| AllocError)?;
+        // Aligned here: the allocator would clear memory of a greater alignment than its own by writing to it, where
+        // the system gives fresh pages that are zero and cost nothing until they are used.
+        let room = bytes.max(1).checked_add(ALIGN as usize).ok_or(AllocError)?;
+        let layout = Layout::from_size_align(room, 16).map_err(|_| AllocError)?;
         // SAFETY: the layout has at least one byte.
         let base = unsafe { alloc_zeroed(layout) };
-        if base.is_null() { Err(AllocError) } else { Ok(Block { base, layout }) }
+        if base.is_null() {
+            return Err(AllocError);
+        }
+        prefer_large_pages(base, layout.size());
+        Ok(Block { base, layout, first: base.align_offset(ALIGN as usize) })
     }
 }
 
@@ -43,6 +51,27 @@ impl Drop for Block {
         unsafe { dealloc(self.base, self.layout) }
     }
 }
+
+/// Asks the system to back a large allocation with large pages: contractions and columns step from line to line over
+/// more small pages than the processor remembers.
+#[cfg(target_os = "linux")]
+fn prefer_large_pages(base: *mut u8, bytes: usize) {
+    use std::ffi::{c_int, c_void};
+    const PAGE: usize = 2 << 20;
+    const MADV_HUGEPAGE: c_int = 14;
+    unsafe extern "C" {
+        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+    }
+    let ahead = base.align_offset(PAGE);
+    if bytes >= ahead.saturating_add(PAGE) {
+        let length = (bytes - ahead) / PAGE * PAGE;
+        // SAFETY: the range lies in the allocation. A refusal changes nothing.
+        unsafe { madvise(base.wrapping_add(ahead).cast(), length, MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn prefer_large_pages(_base: *mut u8, _bytes: usize) {}
 
 impl CpuMemory {
     /// Zeroed memory of these sizes, in one allocation.
@@ -61,7 +90,7 @@ impl CpuMemory {
     /// Address of the first byte.
     pub(crate) fn ptr(&self) -> *mut u8 {
         // SAFETY: the offset lies in the block.
-        unsafe { self.block.base.add(self.offset) }
+        unsafe { self.block.base.add(self.block.first + self.offset) }
     }
 
     /// Length in bytes.

@@ -3,14 +3,17 @@
 //! Memory is plain host memory. All programs, reads and writes of one device take its *queue*, a lock, so
 //! that they happen one after another as on any other device.
 
+mod blocks;
 mod column;
 mod contract;
 mod exec;
 mod math;
 mod memory;
 mod ops;
+mod pairs;
 mod plan;
 mod planner;
+mod product;
 mod program;
 mod rows;
 mod scatter;

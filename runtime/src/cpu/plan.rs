@@ -142,6 +142,8 @@ pub(crate) struct Plan {
     pub(crate) space: Space,
     /// Points of a row.
     pub(crate) cols: usize,
+    /// Column: words from one accumulator to the next; the points of a row unless the kernel says otherwise.
+    pub(crate) stride: usize,
     /// Most rows of a chunk, and most columns.
     pub(crate) chunk: (usize, usize),
     pub(crate) uniform: Vec<Step>,
@@ -158,7 +160,15 @@ pub(crate) struct Plan {
 }
 
 impl StepOp {
-    /// The values it reads.
+    /// The values it reads, each as often as it reads it.
+    pub(crate) fn inputs(&self) -> Vec<Val> {
+        match self {
+            StepOp::Point(op, v) => v[..op.operands()].to_vec(),
+            _ => self.reads(),
+        }
+    }
+
+    /// The values it reads; a pointwise operation's first stands for those it has not.
     pub(crate) fn reads(&self) -> Vec<Val> {
         match self {
             StepOp::Point(_, v) => v.to_vec(),

@@ -482,6 +482,7 @@ impl<'k> Planner<'k> {
         let (mut work, stores): (Vec<Step>, Vec<Step>) =
             steps.into_iter().partition(|s| !matches!(s.op, StepOp::Store(..)));
         work.extend(stores);
+        super::pairs::join(&mut work);
         for (i, step) in uniform.iter_mut().enumerate() {
             step.place = Place::Slot(i);
         }
@@ -527,6 +528,7 @@ impl<'k> Planner<'k> {
         let uniform_words = uniform.len();
         Plan {
             cols: self.space.cols(),
+            stride: self.space.cols(),
             space: self.space,
             chunk: self.chunk,
             uniform,

@@ -4,7 +4,8 @@ use super::GpuError;
 use super::memory::{Allocation, GpuMemory, Staging};
 use super::program::Pipeline;
 use crate::device::{DeviceInfo, DeviceKind};
-use dnx_codegen::GpuLimits;
+use dnx_codegen::kernel::Tile;
+use dnx_codegen::{GpuClass, GpuLimits};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -33,6 +34,8 @@ pub(super) struct Shared {
     pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     fault: Arc<Mutex<Option<GpuError>>>,
     turn: Mutex<Turn>,
+    /// Tiles of cooperative matrices that were tried, and whether they are right.
+    trials: Mutex<HashMap<Tile, bool>>,
 }
 
 /// What belongs to whoever has the device's turn.
@@ -113,9 +116,19 @@ impl GpuAdapter {
     pub(crate) fn open(&self) -> Result<GpuDevice, GpuError> {
         let name = self.adapter.get_info().name;
         let wanted = wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+        let matrices = match matrix_edge(&self.adapter) {
+            Some(_) => wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
+            None => wgpu::Features::empty(),
+        };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("dnx"),
-            required_features: self.adapter.features() & wanted,
+            required_features: self.adapter.features() & (wanted | matrices),
+            experimental_features: match matrices.is_empty() {
+                true => wgpu::ExperimentalFeatures::disabled(),
+                // SAFETY: of the experimental features only cooperative matrices are used, in shaders that naga
+                // validates and whose results are tried before they count.
+                false => unsafe { wgpu::ExperimentalFeatures::enabled() },
+            },
             required_limits: self.adapter.limits(),
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()
@@ -147,9 +160,38 @@ impl GpuAdapter {
                 pipelines: Mutex::default(),
                 fault,
                 turn: Mutex::default(),
+                trials: Mutex::default(),
             }),
         })
     }
+}
+
+/// The class of an adapter, by its PCI vendor.
+fn class(info: &wgpu::AdapterInfo) -> GpuClass {
+    match (info.device_type, info.vendor) {
+        (wgpu::DeviceType::Cpu, _) => GpuClass::Software,
+        (_, 0x10de) => GpuClass::Nvidia,
+        (_, 0x1002) => GpuClass::Amd,
+        (_, 0x8086) => GpuClass::Intel,
+        (_, 0x106b) => GpuClass::Apple,
+        // Metal reports no vendor; its GPUs on other machines are past.
+        _ if info.backend == wgpu::Backend::Metal => GpuClass::Apple,
+        _ => GpuClass::Other,
+    }
+}
+
+/// The largest square cooperative matrices of `f16`, accumulated in `f32`, that WGSL has a name for.
+fn matrix_edge(adapter: &wgpu::Adapter) -> Option<u32> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let needed =
+        wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP;
+    if !adapter.features().contains(needed) {
+        return None;
+    }
+    let all = adapter.cooperative_matrix_properties();
+    [16, 8].into_iter().find(|&edge| {
+        all.iter().any(|p| [p.m_size, p.n_size, p.k_size] == [edge; 3] && p.ab_type == F16 && p.cr_type == F32)
+    })
 }
 
 /// What the compiler may rely on. Bindings stay below 2 GiB, so that byte offsets fit 31 bits in any driver.
@@ -157,6 +199,7 @@ fn gpu_limits(adapter: &wgpu::Adapter) -> GpuLimits {
     let (limits, features, info) = (adapter.limits(), adapter.features(), adapter.get_info());
     let whole_words = |bytes: u64| bytes.min((1 << 31) - 4) & !3;
     GpuLimits {
+        class: class(&info),
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
         binding_bytes: whole_words(limits.max_storage_buffer_binding_size),
         buffer_bytes: limits.max_buffer_size & !255,
@@ -167,7 +210,7 @@ fn gpu_limits(adapter: &wgpu::Adapter) -> GpuLimits {
             .contains(wgpu::Features::SUBGROUP)
             .then_some((info.subgroup_min_size, info.subgroup_max_size)),
         f16: features.contains(wgpu::Features::SHADER_F16),
-        cooperative_matrix: None,
+        cooperative_matrix: matrix_edge(adapter),
     }
 }
 
@@ -239,6 +282,11 @@ impl Shared {
     pub(super) fn turn(&self) -> MutexGuard<'_, Turn> {
         // What it guards is only kept to be reused: after a panic elsewhere it is still sound.
         self.turn.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    /// The verdicts on tiles of cooperative matrices.
+    pub(super) fn trials(&self) -> MutexGuard<'_, HashMap<Tile, bool>> {
+        self.trials.lock().unwrap_or_else(|p| p.into_inner())
     }
 
     fn fault(&self) -> MutexGuard<'_, Option<GpuError>> {

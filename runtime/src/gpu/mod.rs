@@ -5,6 +5,7 @@
 //! * [`memory`]: ranges of allocations, and their traffic with the host.
 //! * [`program`]: pipelines, bind groups made once, and the encoding of a run.
 //! * [`multi`]: segment tables of `Multi` kernels.
+//! * [`trial`]: whether cooperative matrices give the right numbers.
 //!
 //! Programs, reads and writes of one device take its *turn*, a lock, so that they reach the queue one after another.
 
@@ -15,6 +16,7 @@ mod multi;
 mod program;
 #[cfg(test)]
 mod tests;
+mod trial;
 
 pub(crate) use device::{GpuDevice, adapters};
 pub use error::GpuError;

@@ -2,13 +2,15 @@
 
 #[path = "../../../codegen/tests/kernels/mod.rs"]
 mod kernels;
+#[path = "matrix_tests.rs"]
+mod matrix;
 
 use super::device::GpuDevice;
 use super::memory::GpuMemory;
 use super::program::GpuBound;
 use super::{GpuError, adapters};
 use dnx_codegen::exec::{BufRef, Executable, KernelEntry, Port, Requires, Step, VERSION};
-use dnx_codegen::kernel::{Access, Kernel, interp};
+use dnx_codegen::kernel::{Access, Kernel, Tier, Tile, interp};
 use dnx_codegen::{GpuLimits, wgsl};
 use dnx_ir::{DType, Mesh, Scalar, Type};
 use std::sync::{Arc, OnceLock};
@@ -379,16 +381,59 @@ fn contractions_of_ragged_sizes() {
     }
 }
 
+/// Tiles of every tier: rows, columns and depth of the block, rows and columns per invocation, parts.
+fn tiles() -> Vec<Tile> {
+    let of = |tier, block, per_invocation, split| Tile { tier, workgroup: 0, block, per_invocation, split };
+    let blocks = |block, each, split| of(Tier::Blocks, block, each, split);
+    vec![
+        blocks([16, 16, 16], [4, 4], 1),
+        blocks([64, 64, 16], [4, 4], 3),
+        blocks([64, 64, 8], [8, 8], 1),
+        blocks([32, 64, 12], [8, 4], 2),
+        blocks([128, 128, 8], [8, 8], 1),
+        blocks([64, 16, 6], [4, 4], 1),
+        of(Tier::Broadcast, [16, 64, 4], [16, 8], 1),
+        of(Tier::Broadcast, [8, 32, 4], [8, 4], 3),
+        of(Tier::Serial, [1, 1, 1], [1, 1], 1),
+        of(Tier::Serial, [1, 1, 1], [1, 1], 3),
+    ]
+}
+
+/// Compares with the interpreter once, each argument in an allocation of its own.
+fn agree_once(name: &str, kernel: &Kernel, tolerance: f64) {
+    let device = test_device();
+    let data = fill(kernel, 17);
+    let mut expected = data.clone();
+    interp::run(kernel, &mut expected).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let got = run(&device, kernel, *device.limits(), &data, false);
+    for (a, arg) in kernel.args.iter().enumerate() {
+        close(&format!("{name}, argument {a}"), arg.dtype, &got[a], &expected[a], tolerance);
+    }
+}
+
 #[test]
 fn contractions_with_every_tile() {
-    let tiles =
-        [([16, 16, 16], [4, 4], 1), ([64, 64, 16], [4, 4], 3), ([64, 64, 8], [8, 8], 1), ([32, 64, 12], [8, 4], 2)];
-    for (block, per_invocation, split) in tiles {
-        let mut kernel = kernels::contract_matmul(2, 37, 70, 100, DType::F32, false);
-        kernel.tile.block = block;
-        kernel.tile.per_invocation = per_invocation;
-        kernel.tile.split = split;
-        agree_random(&format!("tile {block:?} {per_invocation:?} {split}"), &kernel, 5e-5);
+    // Ragged, and with whole quads along rows, columns and depth.
+    let shapes = [(2, 37, 70, 101), (2, 68, 36, 100), (1, 65, 63, 3), (1, 3, 64, 64)];
+    for (i, tile) in tiles().into_iter().enumerate() {
+        for (z, m, n, k) in [shapes[i % 2], shapes[i % 4]] {
+            let transposed = i % 3 == 0;
+            let mut kernel = kernels::contract_matmul(z, m, n, k, DType::F32, transposed);
+            kernel.tile = tile.clone();
+            agree_once(&format!("{z} {m} {n} {k} {transposed} {tile:?}"), &kernel, 5e-5);
+        }
+    }
+}
+
+#[test]
+fn contractions_of_every_layout_and_dtype() {
+    let tiles = [tiles()[2].clone(), tiles()[6].clone(), tiles()[8].clone()];
+    for (i, layout) in kernels::LAYOUTS.into_iter().enumerate() {
+        for (j, dtype) in [DType::F32, DType::F16, DType::BF16].into_iter().enumerate() {
+            let mut kernel = kernels::contract_layout(2, 36, 20, 28, dtype, layout);
+            kernel.tile = tiles[(i + j) % 3].clone();
+            agree_once(&format!("{layout} {dtype} {:?}", kernel.tile), &kernel, 5e-5);
+        }
     }
 }
 
@@ -396,6 +441,11 @@ fn contractions_with_every_tile() {
 fn convolutions() {
     for (n, s, c, o, stride) in [(1, 3, 1, 1, 1), (2, 7, 3, 5, 1), (2, 7, 3, 5, 2), (1, 12, 9, 17, 2)] {
         agree_random(&format!("conv {n} {s} {c} {o} {stride}"), &kernels::contract_conv(n, s, c, o, stride), 3e-5);
+    }
+    for tile in [tiles()[2].clone(), tiles()[6].clone(), tiles()[8].clone()] {
+        let mut kernel = kernels::contract_conv(2, 7, 8, 12, 1);
+        kernel.tile = tile.clone();
+        agree_once(&format!("conv {tile:?}"), &kernel, 3e-5);
     }
 }
 
