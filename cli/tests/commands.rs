@@ -242,6 +242,66 @@ fn a_full_disk_is_said_and_harms_nothing() {
 }
 
 #[test]
+fn a_full_file_system_ends_the_run_and_leaves_the_last_checkpoint_whole() {
+    // A file system of a few hundred kilobytes, in a namespace of its own, fills up while the run writes to it.
+    let dir = tempfile::tempdir().unwrap();
+    let train = format!(
+        "\"$DNX\" train '{}' --device cpu --run run --quiet --steps 4000 --set model.hidden=32 --set data.batch=8 \
+         --set train.sample_every=0 --set train.checkpoint_every=2 --set train.keep=0",
+        config("two_moons.toml")
+    );
+    let script = format!(
+        "mount -t tmpfs -o size=600k none . && cd \"$PWD\" && echo mounted && {{ {train}; echo \"status $?\"; \
+         \"$DNX\" inspect run; echo \"status $?\"; }}"
+    );
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+        .env("DNX", env!("CARGO_BIN_EXE_dnx"))
+        .current_dir(dir.path())
+        .output();
+    let Ok(output) = output else {
+        eprintln!("skipped: there is no unshare");
+        return;
+    };
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if !out.starts_with("mounted") {
+        eprintln!("skipped: a file system can't be mounted here: {err}");
+        return;
+    }
+    let statuses: Vec<&str> = out.lines().filter(|l| l.starts_with("status ")).collect();
+    assert_eq!(statuses, ["status 1", "status 0"], "{out}\n{err}");
+    assert!(err.contains("cannot write") && err.contains("nothing older was touched"), "{err}");
+    assert!(out.contains("layers.0.weight"), "no checkpoint is left: {out}");
+}
+
+#[test]
+fn without_an_adapter_the_devices_there_are_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_dnx"))
+        .args(["train", &config("two_moons.toml"), "--device", "gpu", "--run", "run"])
+        .envs([("VK_DRIVER_FILES", "/nonexistent"), ("VK_ICD_FILENAMES", "/nonexistent")])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{err}");
+    assert!(err.contains("no device `gpu`; there are: ") && err.contains("cpu:"), "{err}");
+    assert!(!dir.path().join("run").exists(), "a refused run left a folder");
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_refused_before_it_is_allocated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, err) = train(dir.path(), 2, &["--set", "data.batch=1000000000"]);
+    assert!(err.contains("does not fit the memory of") && err.contains("train.accumulate="), "{err}");
+    let (_, err) = train(dir.path(), 2, &["--set", "train.memory_limit=\"64KiB\""]);
+    assert!(err.contains("train.memory_limit = 64 KiB") && err.contains("not even one sample"), "{err}");
+    let (_, err) = train(dir.path(), 2, &["--set", "train.memory_limit=much"]);
+    assert!(err.contains("--set train.memory_limit=much") && err.contains("24GiB"), "{err}");
+    assert!(!dir.path().join("run").exists(), "a refused run left a folder");
+}
+
+#[test]
 fn a_dry_run_says_what_a_step_costs_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (out, _) = train(dir.path(), 0, &["--dry-run"]);
@@ -326,6 +386,31 @@ fn every_configuration_that_needs_no_download_resolves() {
 fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     tests.parent().unwrap().parent().unwrap().join("examples").join(name)
+}
+
+#[test]
+fn a_profile_names_the_kernels_and_their_roof() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config("two_moons.toml");
+    let mut devices = vec!["cpu"];
+    // The software adapter of the tests has timestamps.
+    devices.extend(dnx::runtime::Device::open(Some("llvmpipe")).is_ok().then_some("llvmpipe"));
+    for device in devices {
+        let trace = format!("{device}.json");
+        let sets = ["--set", "model.hidden=32", "--set", "data.batch=32", "--runs", "2"];
+        let args = [&["profile", &config, "--device", device, "--out", &trace][..], &sets].concat();
+        let (out, _) = expect(dir.path(), 0, &args);
+        assert!(
+            out.contains("contract") && out.contains("Gflop/s") && out.contains("the roof of this device"),
+            "{out}"
+        );
+        let text = std::fs::read_to_string(dir.path().join(&trace)).unwrap();
+        let trace: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap();
+        let spent: f64 = events.iter().filter_map(|e| e["dur"].as_f64()).sum();
+        assert!(events.len() > 10 && spent > 0.0, "{device}: {spent} us");
+        expect(dir.path(), 2, &args);
+    }
 }
 
 #[test]

@@ -1,14 +1,16 @@
 //! From a function to an [`Executable`]: the back half of the pipeline.
 
+use crate::depth::without_barriers;
+use crate::dumps::{fusion_text, memory_text, schedule_text};
 use crate::exec::{BufRef, Executable, KernelEntry, Port, Requires, Step, VERSION};
 use crate::fuse::{Fusion, Group, compute_nodes, fuse};
 use crate::kernel::{Access, Inst, Kernel, Kind, Tile};
-use crate::memory::{Full, Slabs};
+use crate::memory::{Full, Life, Slabs};
 use crate::options::{Options, Target};
 use crate::passes::prepare_with;
 use crate::schedule::{Place, Schedule, as_multi, inputs, schedule};
 use crate::{CompileError, Dump, InStage, Result, Stage, wgsl};
-use dnx_ir::{Builder, Func, Op, Type, ValueId};
+use dnx_ir::{Func, Op, Type, ValueId};
 use std::collections::HashMap;
 
 /// A compiled program and what is known about how it came to be.
@@ -49,10 +51,10 @@ pub fn compile_with(func: &Func, options: &Options, verify: bool, dump: &mut Dum
     let Fusion { groups, reasons } = fuse(&func, &depths, max_args, options.fuse).in_stage(Stage::Fuse)?;
     dump.record(Stage::Fuse, || fusion_text(&func, &groups, &reasons));
     dump.record(Stage::Kernels, || groups.iter().map(|g| format!("{}\n", g.lowered.kernel)).collect());
-    let plan = schedule(&func, &groups, &options.donate);
+    let plan = schedule(&func, &groups, &depths, &options.donate);
     dump.record(Stage::Schedule, || schedule_text(&func, &groups, &plan));
-    let exec = Planner::new(&func, &groups, &plan, options).plan()?;
-    dump.record(Stage::Memory, || memory_text(&exec));
+    let (exec, lives) = Planner::new(&func, &groups, &plan, options).plan()?;
+    dump.record(Stage::Memory, || memory_text(&func, &exec, &lives));
     dump.record(Stage::Wgsl, || {
         let shader = |k: &KernelEntry| {
             k.shaders.iter().map(|s| format!("// {} {}\n{}\n", k.name, k.hash, s.wgsl)).collect::<String>()
@@ -81,30 +83,6 @@ fn check_donations(func: &Func, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The function without its barriers, and per node the greatest number of barriers on a path to it: kernels never
-/// join nodes of different depth, so that what is to be recomputed late is not computed early after all.
-fn without_barriers(func: &Func) -> dnx_ir::Result<(Func, Vec<u32>)> {
-    let mut b = Builder::on_mesh(&func.name, func.mesh.clone());
-    let mut map = vec![None; func.values.len()];
-    let mut depth_of = vec![0u32; func.values.len()];
-    let mut depths = vec![];
-    for node in &func.nodes {
-        let mut depth = node.operands.iter().map(|o| depth_of[o.index()]).max().unwrap_or(0);
-        if node.op == Op::OptimizationBarrier {
-            depth += 1;
-            for (&r, &o) in node.results.iter().zip(&node.operands) {
-                map[r.index()] = map[o.index()];
-            }
-        } else {
-            b.copy_node(func, node, &mut map)?;
-            depths.push(depth);
-        }
-        node.results.iter().for_each(|r| depth_of[r.index()] = depth);
-    }
-    let results: Vec<ValueId> = func.results.iter().map(|r| map[r.index()].expect("topological")).collect();
-    Ok((b.finish(&results), depths))
-}
-
 struct Planner<'a> {
     func: &'a Func,
     groups: &'a [Group],
@@ -116,6 +94,10 @@ struct Planner<'a> {
     kernels: Vec<KernelEntry>,
     by_kernel: HashMap<Kernel, u32>,
     steps: Vec<Step>,
+    /// Every value placed in a slab.
+    lives: Vec<Life>,
+    /// The step being planned.
+    now: usize,
 }
 
 impl<'a> Planner<'a> {
@@ -135,6 +117,8 @@ impl<'a> Planner<'a> {
             kernels: vec![],
             by_kernel: HashMap::new(),
             steps: vec![],
+            lives: vec![],
+            now: 0,
         }
     }
 
@@ -146,7 +130,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn plan(mut self) -> Result<Executable> {
+    fn plan(mut self) -> Result<(Executable, Vec<Life>)> {
         let func = self.func;
         for (i, p) in func.params.iter().enumerate() {
             self.at.insert(p.value, BufRef::Input(i as u32));
@@ -159,6 +143,7 @@ impl<'a> Planner<'a> {
         let saved = self.save_inputs()?;
         let last_use = self.last_uses();
         for (s, batch) in self.plan.steps.iter().enumerate() {
+            self.now = s;
             let mut kernels = vec![];
             for &g in batch {
                 kernels.push(self.dispatch(g)?);
@@ -182,7 +167,10 @@ impl<'a> Planner<'a> {
                 self.steps.push(Step::Copy { src, dst: self.result(j) });
             }
         }
-        Ok(self.finish())
+        let mut lives = std::mem::take(&mut self.lives);
+        let end = self.plan.steps.len();
+        lives.iter_mut().for_each(|life| life.last = last_use.get(&life.value).copied().unwrap_or(end));
+        Ok((self.finish(), lives))
     }
 
     /// Inputs that are returned in another place than their own, while their memory takes another result.
@@ -221,12 +209,11 @@ impl<'a> Planner<'a> {
 
     fn place(&mut self, v: ValueId, ty: &Type, reads: &[BufRef]) -> Result<BufRef> {
         let loc = &self.func.def(v).loc;
-        self.place_bytes(
-            ty.device_bytes() as u64,
-            reads,
-            || format!("the value {ty} of {}", self.func.def(v).op.name()),
-            loc,
-        )
+        let bytes = ty.device_bytes() as u64;
+        let what = || format!("the value {ty} of {}", self.func.def(v).op.name());
+        let range = self.place_bytes(bytes, reads, what, loc)?;
+        self.lives.push(Life { value: v, bytes, first: self.now, last: self.now });
+        Ok(range)
     }
 
     fn place_bytes(&mut self, bytes: u64, reads: &[BufRef], what: impl Fn() -> String, loc: &str) -> Result<BufRef> {
@@ -431,59 +418,6 @@ pub fn hash(kernel: &Kernel) -> String {
     let text = serde_json::to_vec(kernel).expect("kernels are plain data");
     hasher.update(&text);
     hasher.finalize().to_hex()[..16].to_string()
-}
-
-fn fusion_text(func: &Func, groups: &[Group], reasons: &[String]) -> String {
-    let mut out = String::new();
-    for (i, g) in groups.iter().enumerate() {
-        let outputs: Vec<String> = g.outputs.iter().map(|v| format!("%{}: {}", v.0, func.ty(*v))).collect();
-        out += &format!("cluster {i}: {:?} -> {}\n", g.kind, outputs.join(", "));
-        for m in &g.members {
-            let n = &func.nodes[m.index()];
-            let operands: Vec<String> = n.operands.iter().map(|o| format!("%{}", o.0)).collect();
-            out += &format!("  %{} = {} {}  {}\n", n.results[0].0, n.op.name(), operands.join(", "), n.loc);
-        }
-    }
-    for r in reasons {
-        out += &format!("// {r}\n");
-    }
-    out
-}
-
-fn schedule_text(func: &Func, groups: &[Group], plan: &Schedule) -> String {
-    let mut out = String::new();
-    for (s, batch) in plan.steps.iter().enumerate() {
-        let names: Vec<String> = batch
-            .iter()
-            .map(|&g| {
-                let last = groups[g].members.last().expect("groups have members");
-                format!("cluster {g} ({:?} {})", groups[g].kind, func.nodes[last.index()].loc)
-            })
-            .collect();
-        out += &format!("{s}: {}\n", names.join(", "));
-    }
-    for (j, place) in plan.places.iter().enumerate() {
-        let donated = plan.donated[j].map_or(String::new(), |i| format!(" in the memory of input {i}"));
-        out += &format!("result {j}: {place:?}{donated}\n");
-    }
-    out
-}
-
-fn memory_text(exec: &Executable) -> String {
-    let mut out = format!("peak {} bytes, slabs {:?}\n", exec.peak_bytes, exec.slabs);
-    for (s, step) in exec.steps.iter().enumerate() {
-        out += &match step {
-            Step::Dispatch { kernel, args, scratch, loc } => {
-                format!("{s}: kernel {kernel} {args:?} scratch {scratch:?} // {loc}\n")
-            }
-            Step::Multi { kernel, segments, loc } => {
-                format!("{s}: kernel {kernel} over {} tensors // {loc}\n", segments.len())
-            }
-            Step::Copy { src, dst } => format!("{s}: copy {src:?} to {dst:?}\n"),
-            Step::Collective { op, src, dst, .. } => format!("{s}: {op:?} {src:?} to {dst:?}\n"),
-        };
-    }
-    out
 }
 
 /// The compute nodes of a prepared function, for tools that draw it.

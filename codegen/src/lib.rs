@@ -1,5 +1,7 @@
 //! dnx-codegen: a graph in, an [`exec::Executable`] out: passes, fusion, kernel IR, WGSL.
 
+mod depth;
+mod dumps;
 pub mod emit;
 pub mod error;
 pub mod exec;

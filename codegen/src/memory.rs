@@ -5,6 +5,7 @@
 //! which its producer reads nothing. The cpu has no such rule and uses a single slab.
 
 use crate::exec::{ALIGN, BufRef};
+use dnx_ir::ValueId;
 use std::collections::BTreeMap;
 
 /// Most slabs; engines that bind few buffers rarely need more than eight.
@@ -25,6 +26,37 @@ struct Slab {
     bytes: u64,
     /// Live ranges: offset to length.
     live: BTreeMap<u64, u64>,
+}
+
+/// The life of a value in a slab: from the step that writes it to the last that reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// The value.
+    pub value: ValueId,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Step that writes it.
+    pub first: usize,
+    /// Last step that touches it.
+    pub last: usize,
+}
+
+/// The step at which the living values are largest together (the first of those), and what lives then.
+pub fn at_peak(lives: &[Life]) -> (usize, Vec<Life>) {
+    let living = |step: usize| lives.iter().filter(move |l| (l.first..=l.last).contains(&step));
+    let mut change: BTreeMap<usize, i128> = BTreeMap::new();
+    for l in lives {
+        *change.entry(l.first).or_default() += i128::from(l.bytes);
+        *change.entry(l.last + 1).or_default() -= i128::from(l.bytes);
+    }
+    let (mut bytes, mut peak) = (0, (0, 0));
+    for (step, by) in change {
+        bytes += by;
+        if bytes > peak.0 {
+            peak = (bytes, step);
+        }
+    }
+    (peak.1, living(peak.1).copied().collect())
 }
 
 /// No slab can take a value of these bytes.
@@ -128,6 +160,15 @@ mod tests {
         let c = s.place(256, &[a, b]).unwrap();
         let d = s.place(256, &[c]).unwrap();
         assert_eq!([a, b, c, d].map(|r| range(r).0), [0, 1, 2, 0]);
+    }
+
+    #[test]
+    fn the_peak_is_the_step_at_which_most_bytes_live() {
+        let life = |v: u32, bytes, first, last| Life { value: ValueId(v), bytes, first, last };
+        let lives = [life(0, 8, 0, 3), life(1, 4, 1, 1), life(2, 2, 2, 5), life(3, 3, 3, 3)];
+        let (step, living) = at_peak(&lives);
+        assert_eq!((step, living), (3, vec![lives[0], lives[2], lives[3]]));
+        assert_eq!(at_peak(&[]), (0, vec![]));
     }
 
     #[test]

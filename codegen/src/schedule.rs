@@ -1,15 +1,17 @@
 //! Scheduling: the order of kernels, which results go where, and which inputs are updated in place.
 //!
-//! Order: topological, and among what is ready the kernel whose last node comes first in the program, which keeps
-//! a value's producer near its users. A donated input is overwritten by the kernel that makes its result,
+//! Order: topological, and barrier by barrier: what stands behind more barriers comes later, so that recomputed
+//! blocks are recomputed one at a time. Among what is ready, first what gives back at least the memory it takes (weight gradients,
+//! as soon as the two values they read have no other reader), the most first; then the kernel whose last node
+//! comes first in the program, which keeps a value's producer near its users. A donated input is overwritten by the kernel that makes its result,
 //! so every other reader of that input is put before that kernel; where that is impossible, or where the kernel
 //! reads the input at other elements than it writes, the result is made elsewhere and copied at the end.
 
 use crate::fuse::Group;
 use crate::kernel::{Inst, Kernel, Kind};
-use dnx_ir::{Func, Op, ValueId};
+use dnx_ir::{Func, NodeId, Op, ValueId};
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 /// Where a result ends up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub struct Schedule {
 }
 
 /// Orders the groups.
-pub fn schedule(func: &Func, groups: &[Group], donate: &[(usize, usize)]) -> Schedule {
+pub fn schedule(func: &Func, groups: &[Group], depths: &[u32], donate: &[(usize, usize)]) -> Schedule {
     let donated = |j: usize| donate.iter().find(|&&(_, o)| o == j).map(|&(i, _)| i);
     let donated: Vec<Option<usize>> = (0..func.results.len()).map(donated).collect();
     let producer: HashMap<ValueId, usize> =
@@ -75,9 +77,13 @@ pub fn schedule(func: &Func, groups: &[Group], donate: &[(usize, usize)]) -> Sch
             places[j] = Place::Direct;
         }
     }
+    let direct: BTreeSet<ValueId> =
+        func.results.iter().zip(&places).filter(|(_, p)| **p == Place::Direct).map(|(&r, _)| r).collect();
+    let kept = func.results.iter().zip(&places).filter(|(_, p)| **p == Place::Copied).map(|(&r, _)| r).collect();
+    let costs = Costs { func, groups, depths, direct, kept };
     let batches = multi_batches(func, groups, &after);
-    let steps = order(groups, &after, &batches)
-        .or_else(|| order(groups, &after, &singles(groups)))
+    let steps = order(&costs, &after, &batches)
+        .or_else(|| order(&costs, &after, &singles(groups)))
         .expect("the dependences of kernels have no cycle");
     Schedule { steps, places, donated }
 }
@@ -172,8 +178,42 @@ pub fn as_multi(kernel: &Kernel) -> Option<Kernel> {
     Some(body)
 }
 
+/// What the order of work costs in temporary memory.
+struct Costs<'a> {
+    func: &'a Func,
+    groups: &'a [Group],
+    /// Barriers before each node.
+    depths: &'a [u32],
+    /// Results written to memory of their own.
+    direct: BTreeSet<ValueId>,
+    /// Results that are copied at the end: their temporaries live until then.
+    kept: BTreeSet<ValueId>,
+}
+
+impl Costs<'_> {
+    /// Bytes of temporary memory that a value takes while it lives.
+    fn bytes(&self, v: ValueId) -> i64 {
+        let outside = self.direct.contains(&v) || matches!(self.func.def(v).op, Op::Param { .. } | Op::Const(_));
+        if outside { 0 } else { self.func.ty(v).device_bytes() as i64 }
+    }
+
+    /// The distinct values that a batch reads and that may be given back.
+    fn reads(&self, batch: &[usize]) -> Vec<ValueId> {
+        let mut reads: Vec<ValueId> = batch.iter().flat_map(|&g| inputs(&self.groups[g])).copied().collect();
+        reads.retain(|v| self.bytes(*v) > 0 && !self.kept.contains(v));
+        reads.sort_unstable();
+        reads.dedup();
+        reads
+    }
+
+    fn takes(&self, batch: &[usize]) -> i64 {
+        batch.iter().flat_map(|&g| &self.groups[g].outputs).map(|&v| self.bytes(v)).sum()
+    }
+}
+
 /// A topological order of the batches; `None` if batching made a cycle.
-fn order(groups: &[Group], after: &[BTreeSet<usize>], batches: &[Vec<usize>]) -> Option<Vec<Vec<usize>>> {
+fn order(costs: &Costs, after: &[BTreeSet<usize>], batches: &[Vec<usize>]) -> Option<Vec<Vec<usize>>> {
+    let groups = costs.groups;
     let mut batch_of = vec![0; groups.len()];
     for (b, members) in batches.iter().enumerate() {
         members.iter().for_each(|&g| batch_of[g] = b);
@@ -188,19 +228,33 @@ fn order(groups: &[Group], after: &[BTreeSet<usize>], batches: &[Vec<usize>]) ->
             }
         }
     }
-    let key = |b: usize| {
-        let last = batches[b].iter().map(|&g| *groups[g].members.last().expect("groups have members")).max();
-        (last, b)
+    let place = |b: usize| -> Option<(u32, NodeId)> {
+        let last = |&g: &usize| *groups[g].members.last().expect("groups have members");
+        batches[b].iter().map(last).map(|n| (costs.depths[n.index()], n)).max()
     };
-    let mut ready: BinaryHeap<Reverse<(Option<dnx_ir::NodeId>, usize)>> =
-        (0..batches.len()).filter(|&b| waits[b] == 0).map(|b| Reverse(key(b))).collect();
+    let reads: Vec<Vec<ValueId>> = batches.iter().map(|b| costs.reads(b)).collect();
+    let takes: Vec<i64> = batches.iter().map(|b| costs.takes(b)).collect();
+    let mut readers: HashMap<ValueId, usize> = HashMap::new();
+    reads.iter().flatten().for_each(|&v| *readers.entry(v).or_default() += 1);
+
+    let mut ready: BTreeSet<(Option<(u32, NodeId)>, usize)> =
+        (0..batches.len()).filter(|&b| waits[b] == 0).map(|b| (place(b), b)).collect();
     let mut out = vec![];
-    while let Some(Reverse((_, b))) = ready.pop() {
+    while let Some(&first) = ready.first() {
+        let gives = |b: usize| reads[b].iter().filter(|v| readers[*v] == 1).map(|&v| costs.bytes(v)).sum::<i64>();
+        let depth = first.0.map(|(depth, _)| depth);
+        let same = ready.iter().take_while(|(place, _)| place.map(|(depth, _)| depth) == depth);
+        let best = same.max_by_key(|&&(_, b)| (gives(b) - takes[b], Reverse(b)));
+        let best = best.filter(|&&(_, b)| gives(b) > 0 && gives(b) >= takes[b]);
+        let chosen = best.copied().unwrap_or(first);
+        ready.remove(&chosen);
+        let b = chosen.1;
+        reads[b].iter().for_each(|v| *readers.get_mut(v).expect("counted") -= 1);
         out.push(batches[b].clone());
         for &n in &next[b] {
             waits[n] -= 1;
             if waits[n] == 0 {
-                ready.push(Reverse(key(n)));
+                ready.insert((place(n), n));
             }
         }
     }

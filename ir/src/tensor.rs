@@ -103,6 +103,12 @@ impl Graph {
         self.emit_multi(op, args, func.results.len())
     }
 
+    /// The same values, none of which is available before all of them are: what is computed from them is neither
+    /// begun early nor joined with what made them. See [`Op::OptimizationBarrier`].
+    pub fn barrier<'g>(&'g self, values: &[Tensor<'g>]) -> Vec<Tensor<'g>> {
+        self.emit_multi(Op::OptimizationBarrier, values, values.len())
+    }
+
     /// Runs `body` with `segment` appended to the model path.
     pub fn scope<R>(&self, segment: &str, body: impl FnOnce() -> R) -> R {
         let old = self.builder.borrow().loc().clone();

@@ -221,18 +221,20 @@ pub fn train_step(
     let n = params.len();
     let [step, bad] = [old[old.len() - 2], old[old.len() - 1]];
     let word = |value: u32| g.scalar(DType::U32, value as f64);
-    let evaluate = |i: usize| {
+    let mut sums: Vec<Tensor> = vec![];
+    for i in 0..accumulate {
+        // One micro-batch after another: the next does not begin before the gradients of the last are there.
+        let waiting: Vec<Tensor> = [&[step], &inputs[..], &sums[..]].concat();
+        let ready = if i == 0 { waiting } else { g.barrier(&waiting) };
+        let (batch, before) = ready.split_at(1 + inputs.len());
         // Micro-batches of one step differ in their counter, so that they differ in their draws.
-        let counter = if accumulate == 1 { step } else { step * word(accumulate as u32) + word(i as u32) };
+        let counter = if accumulate == 1 { step } else { batch[0] * word(accumulate as u32) + word(i as u32) };
         let mut args: Vec<Tensor> = old[..n].to_vec();
         args.extend(&constants);
         args.extend([seed, counter]);
-        args.extend(inputs.iter().map(|t| part(*t, i, accumulate)));
-        g.call(&grad, &args)
-    };
-    let mut sums = evaluate(0);
-    for i in 1..accumulate {
-        sums = sums.into_iter().zip(evaluate(i)).map(|(a, b)| a + b).collect();
+        args.extend(batch[1..].iter().map(|t| part(*t, i, accumulate)));
+        let terms = g.call(&grad, &args);
+        sums = if i == 0 { terms } else { before.iter().zip(terms).map(|(&a, b)| a + b).collect() };
     }
     let extra = loss.results.len();
     let loss_value = mean_of(sums[0], accumulate);
@@ -245,7 +247,8 @@ pub fn train_step(
         let rate = ema.rate(count);
         let untouched = bad.eq(word(NO_BAD_STEP));
         let finite = loss_value.is_finite().and(grad_norm.is_finite());
-        let go = untouched.and(finite);
+        // The whole gradient is known first; the update is not begun inside the kernels that make its parts.
+        let go = g.barrier(&[untouched.and(finite)])[0];
         let slots = optim.moments();
         let mut new = old.clone();
         for i in 0..n {

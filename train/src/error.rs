@@ -39,6 +39,9 @@ pub enum Error {
     /// The device failed or refused.
     #[error("{0}")]
     Device(#[from] dnx_runtime::Error),
+    /// A step does not fit into memory; the message says what would.
+    #[error("{0}")]
+    Memory(String),
     /// The loss is not a number.
     #[error("{0}")]
     NonFinite(String),
@@ -64,7 +67,7 @@ impl Error {
     /// interrupt, else 1.
     pub fn exit_status(&self) -> i32 {
         match self {
-            Error::Config(_) | Error::Usage(_) | Error::Data(_) | Error::Checkpoint(_) => 2,
+            Error::Config(_) | Error::Usage(_) | Error::Data(_) | Error::Checkpoint(_) | Error::Memory(_) => 2,
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => 2,
             Error::Model(dnx_models::Error::Config { .. } | dnx_models::Error::Weights { .. }) => 2,
             // Refused before any work: another device or a smaller batch is for the user to choose.

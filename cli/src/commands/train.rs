@@ -37,6 +37,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let began = Instant::now();
     let mut trainer = Trainer::new(resolved, &device, data)?;
     let compiled_in = began.elapsed();
+    if let Some(note) = trainer.note() {
+        eprintln!("{note}");
+    }
     let stats = stats_of(&trainer);
     let summary = format!(
         "{} parameters, {:.2} Gflop a step, {} kernels, {} dispatches, peak memory {}, compiled in {:.1} s",

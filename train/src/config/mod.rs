@@ -4,8 +4,10 @@
 //! A configuration is *resolved* once the data is known: what it left open is filled in, what contradicts itself
 //! or the data is refused, and the result, written to the run folder, reproduces the run.
 
+mod bytes;
 pub mod load;
 
+pub use bytes::Bytes;
 pub use load::Source;
 
 use crate::data::{DataConfig, Dataset};
@@ -85,6 +87,10 @@ pub struct TrainConfig {
     pub accumulate: usize,
     /// What the backward pass recomputes: `none` or `block`.
     pub remat: Remat,
+    /// Memory that a step may take, as `"24GiB"`: blocks are recomputed where it would take more. Without it, the
+    /// memory of the device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<Bytes>,
 }
 
 impl Default for TrainConfig {
@@ -101,6 +107,7 @@ impl Default for TrainConfig {
             log_every: 50,
             accumulate: 1,
             remat: Remat::None,
+            memory_limit: None,
         }
     }
 }

@@ -7,8 +7,10 @@
 
 mod failure;
 mod fit;
+mod fits;
 
 pub use fit::{FitOptions, reference_points};
+pub use fits::{Fitting, fit_step};
 
 use crate::checkpoint::tensors::{self, Named};
 use crate::checkpoint::{self, Checkpoint, State};
@@ -17,7 +19,7 @@ use crate::data::{Batch, Dataset};
 use crate::{Error, Result};
 use dnx_ir::{Array, DType, Type};
 use dnx_models::step::{NO_BAD_STEP, Role, StepOptions, TrainProgram, train_step};
-use dnx_runtime::{Bound, Buffer, Device, Program};
+use dnx_runtime::{Bound, Buffer, Device};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +32,7 @@ pub struct Trainer {
     program: TrainProgram,
     bound: Bound,
     step: u64,
+    note: Option<String>,
 }
 
 /// Builds the training step of a configuration.
@@ -39,28 +42,27 @@ pub fn build_step(resolved: &Resolved) -> Result<TrainProgram> {
     train_step(&config.model, &resolved.process, &config.optim, &config.ema, &options).map_err(|e| resolved.locate(e))
 }
 
-/// Compiles a training step for a device and loads it there.
-pub fn load_step(program: &TrainProgram, device: &Device) -> Result<Program> {
-    let options = dnx_codegen::Options::new(device.target()).with_donate(&program.donate);
-    Ok(device.load(dnx_codegen::compile(&program.func, &options)?.exec)?)
-}
-
 impl Trainer {
-    /// Builds and compiles the step, and uploads the state before the first one.
+    /// Builds and compiles the step so that it fits, and uploads the state before the first one.
     pub fn new(resolved: Resolved, device: &Device, data: Arc<Dataset>) -> Result<Trainer> {
-        let program = build_step(&resolved)?;
-        let loaded = load_step(&program, device)?;
+        let Fitting { program, exec, resolved, note } = fit_step(resolved, device)?;
+        let loaded = device.load(exec)?;
         let seed = resolved.config.train.seed;
         let mut inputs = program.initial_state(seed);
         inputs.extend(program.constants(seed));
         inputs.extend(program.batch.iter().map(|port| Array::zeros(port.ty.clone())));
         let bound = loaded.bind(&device.upload_all(&inputs)?)?;
-        Ok(Trainer { resolved, device: device.clone(), data, program, bound, step: 0 })
+        Ok(Trainer { resolved, device: device.clone(), data, program, bound, step: 0, note })
     }
 
     /// The configuration.
     pub fn resolved(&self) -> &Resolved {
         &self.resolved
+    }
+
+    /// What was changed so that the step fits into memory, and what that costs.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// The device.
@@ -81,6 +83,11 @@ impl Trainer {
     /// The compiled step.
     pub fn executable(&self) -> &dnx_codegen::exec::Executable {
         self.bound.program().exec()
+    }
+
+    /// The compiled step on its state.
+    pub fn bound(&self) -> &Bound {
+        &self.bound
     }
 
     /// Steps done.
