@@ -25,6 +25,8 @@ pub enum Command {
     Sample(SampleArgs),
     /// Lists the tensors of a checkpoint or a weights file.
     Inspect(InspectArgs),
+    /// Times every kernel of a training step on a device.
+    Profile(ProfileArgs),
     /// Times ops and models on a device.
     Bench(BenchArgs),
 }
@@ -217,6 +219,28 @@ pub enum Suite {
     Models,
     /// Both.
     All,
+}
+
+/// `dnx profile`.
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    /// The configuration.
+    pub config: PathBuf,
+    /// cpu, gpu, gpu:1, or part of an adapter's name.
+    #[arg(long, value_name = "D")]
+    pub device: Option<String>,
+    /// Runs that medians are taken of.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub runs: usize,
+    /// Writes a trace that Perfetto (ui.perfetto.dev) opens.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Changes a key of the configuration, as data.batch=16.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Replaces an existing file.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `dnx bench`.

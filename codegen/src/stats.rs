@@ -67,22 +67,16 @@ impl Stats {
         let (mut copies, mut collectives) = (row("copy", "copy"), row("collective", "collective"));
         let mut dispatches = 0;
         for step in &exec.steps {
-            match step {
-                Step::Dispatch { kernel, .. } => {
-                    let entry = &exec.kernels[*kernel as usize];
-                    dispatches += entry.shaders.len().max(1) as u64;
-                    rows[*kernel as usize].add(flops(&entry.kernel, 0), bytes(&entry.kernel, 0));
+            let cost = StepCost::of(exec, step);
+            let row = match (cost.kernel, step) {
+                (Some(k), _) => {
+                    dispatches += exec.kernels[k as usize].shaders.len().max(1) as u64;
+                    &mut rows[k as usize]
                 }
-                Step::Multi { kernel, segments, .. } => {
-                    let entry = &exec.kernels[*kernel as usize];
-                    dispatches += entry.shaders.len().max(1) as u64;
-                    let each = segments.iter().map(|(n, _)| (flops(&entry.kernel, *n), bytes(&entry.kernel, *n)));
-                    let (f, b) = each.fold((0, 0), |(f, b), (g, c)| (f + g, b + c));
-                    rows[*kernel as usize].add(f, b);
-                }
-                Step::Copy { src, .. } => copies.add(0, 2 * length(exec, src)),
-                Step::Collective { src, dst, .. } => collectives.add(0, length(exec, src) + length(exec, dst)),
-            }
+                (None, Step::Collective { .. }) => &mut collectives,
+                (None, _) => &mut copies,
+            };
+            row.add(cost.flops, cost.bytes);
         }
         rows.extend([copies, collectives]);
         rows.retain(|r| r.count > 0);
@@ -125,6 +119,44 @@ impl Stats {
             self.parameters_trainable
         );
         out
+    }
+}
+
+/// What one step of an executable is and costs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepCost {
+    /// Model path, or `copy` or `collective`.
+    pub name: String,
+    /// Kernel kind, or `copy` or `collective`.
+    pub kind: &'static str,
+    /// Index of its kernel.
+    pub kernel: Option<u32>,
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Bytes read and written.
+    pub bytes: u64,
+}
+
+impl StepCost {
+    /// The cost of a step of this executable.
+    pub fn of(exec: &Executable, step: &Step) -> StepCost {
+        let moved = |kind: &'static str, bytes| StepCost { name: kind.into(), kind, kernel: None, flops: 0, bytes };
+        let (kernel, loc, segments) = match step {
+            Step::Dispatch { kernel, loc, .. } => (*kernel, loc, vec![0]),
+            Step::Multi { kernel, segments, loc } => (*kernel, loc, segments.iter().map(|(n, _)| *n).collect()),
+            Step::Copy { src, .. } => return moved("copy", 2 * length(exec, src)),
+            Step::Collective { src, dst, .. } => {
+                return moved("collective", length(exec, src) + length(exec, dst));
+            }
+        };
+        let body = &exec.kernels[kernel as usize].kernel;
+        StepCost {
+            name: loc.to_string(),
+            kind: body.kind.name(),
+            kernel: Some(kernel),
+            flops: segments.iter().map(|&n| flops(body, n)).sum(),
+            bytes: segments.iter().map(|&n| bytes(body, n)).sum(),
+        }
     }
 }
 

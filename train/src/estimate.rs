@@ -13,19 +13,36 @@ const LENGTH: usize = 4 << 20;
 /// Runs per probe; the fastest counts.
 const RUNS: usize = 3;
 
+/// What a device was seen to do: the roof that programs run under.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Floating-point operations a second, of a matrix product in `f32`.
+    pub flops: f64,
+    /// Bytes a second, of a sum of two vectors.
+    pub bytes: f64,
+}
+
+impl Rates {
+    /// Measures them.
+    pub fn of(device: &Device) -> Result<Rates> {
+        let g = Graph::new("probe_matmul");
+        let (a, b) = (g.param("a", Type::f32([SIDE, SIDE])), g.param("b", Type::f32([SIDE, SIDE])));
+        let matmul = fastest(device, &g.finish(&[a.matmul(b)])?)?;
+        let g = Graph::new("probe_add");
+        let (a, b) = (g.param("a", Type::f32([LENGTH])), g.param("b", Type::f32([LENGTH])));
+        let add = fastest(device, &g.finish(&[a + b])?)?;
+        Ok(Rates {
+            flops: 2.0 * (SIDE as f64).powi(3) / matmul.as_secs_f64().max(1e-9),
+            bytes: 12.0 * LENGTH as f64 / add.as_secs_f64().max(1e-9),
+        })
+    }
+}
+
 /// Estimated time of one run of a program with these costs. A lower bound of what is seen: kernels are counted
 /// at the rates of large, simple ones.
 pub fn step_time(device: &Device, stats: &Stats) -> Result<Duration> {
-    let g = Graph::new("probe_matmul");
-    let (a, b) = (g.param("a", Type::f32([SIDE, SIDE])), g.param("b", Type::f32([SIDE, SIDE])));
-    let matmul = fastest(device, &g.finish(&[a.matmul(b)])?)?;
-    let g = Graph::new("probe_add");
-    let (a, b) = (g.param("a", Type::f32([LENGTH])), g.param("b", Type::f32([LENGTH])));
-    let add = fastest(device, &g.finish(&[a + b])?)?;
-    let flops_per_s = 2.0 * (SIDE as f64).powi(3) / matmul.as_secs_f64().max(1e-9);
-    let bytes_per_s = 12.0 * LENGTH as f64 / add.as_secs_f64().max(1e-9);
-    let seconds = stats.flops as f64 / flops_per_s + stats.bytes as f64 / bytes_per_s;
-    Ok(Duration::from_secs_f64(seconds))
+    let rates = Rates::of(device)?;
+    Ok(Duration::from_secs_f64(stats.flops as f64 / rates.flops + stats.bytes as f64 / rates.bytes))
 }
 
 /// The least time of a few runs, after one that warms up.

@@ -17,6 +17,7 @@ pub mod estimate;
 pub mod files;
 pub mod log;
 pub mod npy;
+pub mod profile;
 pub mod run;
 pub mod sampling;
 pub mod trainer;

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod compile;
 pub mod devices;
 pub mod inspect;
+pub mod profile;
 pub mod sample;
 pub mod train;
 

@@ -6,6 +6,7 @@
 //! * [`program`]: pipelines, bind groups made once, and the encoding of a run.
 //! * [`multi`]: segment tables of `Multi` kernels.
 //! * [`trial`]: whether cooperative matrices give the right numbers.
+//! * [`profile`]: the times of single steps.
 //!
 //! Programs, reads and writes of one device take its *turn*, a lock, so that they reach the queue one after another.
 
@@ -13,6 +14,7 @@ mod device;
 mod error;
 mod memory;
 mod multi;
+mod profile;
 mod program;
 #[cfg(test)]
 mod tests;

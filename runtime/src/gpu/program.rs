@@ -20,13 +20,13 @@ const DISPATCHES: usize = 64;
 
 /// A compiled shader.
 pub(super) struct Pipeline {
-    pipeline: wgpu::ComputePipeline,
+    pub(super) pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
 }
 
 /// An executable with its memory on the device.
 pub(crate) struct GpuProgram {
-    device: GpuDevice,
+    pub(super) device: GpuDevice,
     exec: Arc<Executable>,
     slabs: Vec<GpuMemory>,
     constants: Vec<GpuMemory>,
@@ -39,14 +39,23 @@ type Variant = (u32, usize, u64);
 
 /// A program with its memory resolved.
 pub(crate) struct GpuBound {
-    program: Arc<GpuProgram>,
-    work: Vec<Work>,
+    pub(super) program: Arc<GpuProgram>,
+    pub(super) work: Vec<Work>,
 }
 
-/// One command.
-enum Work {
-    Dispatch { pipeline: Arc<Pipeline>, group: wgpu::BindGroup, grid: [u32; 3] },
-    Copy { src: GpuMemory, dst: GpuMemory },
+/// One command, and the step of the executable that it is of.
+pub(super) enum Work {
+    Dispatch { pipeline: Arc<Pipeline>, group: wgpu::BindGroup, grid: [u32; 3], step: usize },
+    Copy { src: GpuMemory, dst: GpuMemory, step: usize },
+}
+
+impl Work {
+    /// The step of the executable that it is of.
+    pub(super) fn step(&self) -> usize {
+        match self {
+            Work::Dispatch { step, .. } | Work::Copy { step, .. } => *step,
+        }
+    }
 }
 
 /// A dispatch before its pipeline exists.
@@ -55,6 +64,7 @@ struct Planned {
     bindings: Vec<GpuMemory>,
     grid: [u32; 3],
     what: String,
+    step: usize,
 }
 
 impl GpuDevice {
@@ -136,7 +146,7 @@ impl GpuProgram {
                         return Err(GpuError::Program { what, message });
                     }
                     let bindings = bindings(shader, &args, scratch.as_ref(), &what)?;
-                    plan.push(Ok(self.planned(*kernel, stage, bindings, shader.grid, &what)?));
+                    plan.push(Ok(self.planned(at, *kernel, stage, bindings, shader.grid, &what)?));
                 }
             }
             Step::Multi { kernel, segments, loc } => {
@@ -154,12 +164,12 @@ impl GpuProgram {
                     let table = self.device.alloc(&[bytes.len() as u64])?.remove(0);
                     self.device.write(&table, bytes)?;
                     let bindings = bindings(&entry.shaders[0], &batch.windows, Some(&table), &what)?;
-                    plan.push(Ok(self.planned(*kernel, 0, bindings, batch.grid, &what)?));
+                    plan.push(Ok(self.planned(at, *kernel, 0, bindings, batch.grid, &what)?));
                 }
             }
             Step::Copy { src, dst } => {
                 let what = self.what(at, "copy");
-                self.plan_copy(resolve.range(src, &what)?, resolve.range(dst, &what)?, &what, plan)?;
+                self.plan_copy(resolve.range(src, &what)?, resolve.range(dst, &what)?, at, &what, plan)?;
             }
             Step::Collective { op, src, dst, .. } => {
                 let what = self.what(at, "collective");
@@ -168,7 +178,7 @@ impl GpuProgram {
                     let message = "a collective between devices can't be one of a single device's steps".to_string();
                     return Err(GpuError::Program { what, message });
                 }
-                self.plan_copy(resolve.range(src, &what)?, resolve.range(dst, &what)?, &what, plan)?;
+                self.plan_copy(resolve.range(src, &what)?, resolve.range(dst, &what)?, at, &what, plan)?;
             }
         }
         Ok(())
@@ -178,6 +188,7 @@ impl GpuProgram {
         &self,
         src: GpuMemory,
         dst: GpuMemory,
+        step: usize,
         what: &str,
         plan: &mut Vec<Result<Planned, Work>>,
     ) -> Result<(), GpuError> {
@@ -191,10 +202,10 @@ impl GpuProgram {
         if src.same_allocation(&dst) {
             // wgpu copies between different buffers only.
             let between = self.device.alloc(&[src.bytes])?.remove(0);
-            plan.push(Err(Work::Copy { src, dst: between.clone() }));
-            plan.push(Err(Work::Copy { src: between, dst }));
+            plan.push(Err(Work::Copy { src, dst: between.clone(), step }));
+            plan.push(Err(Work::Copy { src: between, dst, step }));
         } else {
-            plan.push(Err(Work::Copy { src, dst }));
+            plan.push(Err(Work::Copy { src, dst, step }));
         }
         Ok(())
     }
@@ -202,6 +213,7 @@ impl GpuProgram {
     /// Checks the bindings of a stage and finds which must be widened.
     fn planned(
         &self,
+        step: usize,
         kernel: u32,
         stage: usize,
         bindings: Vec<GpuMemory>,
@@ -232,7 +244,7 @@ impl GpuProgram {
                 }
             }
         }
-        Ok(Planned { variant: (kernel, stage, widened), bindings, grid, what: what.to_string() })
+        Ok(Planned { variant: (kernel, stage, widened), bindings, grid, what: what.to_string(), step })
     }
 
     /// Makes the pipelines that are not there yet, in parallel.
@@ -287,7 +299,7 @@ impl GpuProgram {
                 entries: &entries,
             })
         })?;
-        Ok(Work::Dispatch { pipeline, group, grid: planned.grid })
+        Ok(Work::Dispatch { pipeline, group, grid: planned.grid, step: planned.step })
     }
 
     fn entry(&self, kernel: u32, what: &str) -> Result<&KernelEntry, GpuError> {
@@ -336,14 +348,14 @@ impl GpuBound {
 fn encode(encoder: &mut wgpu::CommandEncoder, work: &[Work]) {
     let mut rest = work;
     while let Some(first) = rest.first() {
-        if let Work::Copy { src, dst } = first {
+        if let Work::Copy { src, dst, .. } = first {
             let (from, to) = (&src.allocation.buffer, &dst.allocation.buffer);
             encoder.copy_buffer_to_buffer(from, src.offset, to, dst.offset, src.whole_words());
             rest = &rest[1..];
             continue;
         }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        while let Some(Work::Dispatch { pipeline, group, grid: [x, y, z] }) = rest.first() {
+        while let Some(Work::Dispatch { pipeline, group, grid: [x, y, z], .. }) = rest.first() {
             pass.set_pipeline(&pipeline.pipeline);
             pass.set_bind_group(0, group, &[]);
             pass.dispatch_workgroups(*x, *y, *z);

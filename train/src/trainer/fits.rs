@@ -28,7 +28,7 @@ pub struct Fitting {
 
 /// What became of one way to build the step.
 enum Attempt {
-    Fits(TrainProgram, Box<Executable>),
+    Fits(Box<(TrainProgram, Executable)>),
     /// Its peak memory, if it could be planned at all, and what says that it does not fit.
     Exceeds(Option<u64>, String),
 }
@@ -50,26 +50,30 @@ fn fit_within(resolved: Resolved, target: &Target, memory: Option<u64>, device: 
         _ => format!("the memory of `{device}`, {}", Bytes(limit.unwrap_or(u64::MAX))),
     };
     let (peak, why) = match attempt(&resolved, target, limit)? {
-        Attempt::Fits(program, exec) => return Ok(Fitting { program, exec: *exec, resolved, note: None }),
+        Attempt::Fits(step) => {
+            let (program, exec) = *step;
+            return Ok(Fitting { program, exec, resolved, note: None });
+        }
         Attempt::Exceeds(peak, why) => (peak, why),
     };
     let recomputing = with_remat(&resolved);
     if let Some(changed) = &recomputing
-        && let Attempt::Fits(program, exec) = attempt(changed, target, limit)?
+        && let Attempt::Fits(step) = attempt(changed, target, limit)?
     {
+        let (program, exec) = *step;
         let before = peak.map_or("more than one buffer may hold".to_string(), |p| Bytes(p).to_string());
-        let work = match exec_of(&resolved, target)? {
-            Some(kept) => {
+        let work = match attempt(&resolved, target, None)? {
+            Attempt::Fits(kept) => {
                 let flops = |exec: &Executable| Stats::of(exec, 0, 0).flops as f64;
-                format!(", for {:.0} % more arithmetic", 100.0 * (flops(&exec) / flops(&kept) - 1.0))
+                format!(", for {:.0} % more arithmetic", 100.0 * (flops(&exec) / flops(&kept.1) - 1.0))
             }
-            None => String::new(),
+            Attempt::Exceeds(..) => String::new(),
         };
         let note = format!(
             "blocks are recomputed in the backward pass to stay within {within}: peak memory {} instead of {before}{work}",
             Bytes(exec.peak_bytes)
         );
-        return Ok(Fitting { program, exec: *exec, resolved: changed.clone(), note: Some(note) });
+        return Ok(Fitting { program, exec, resolved: changed.clone(), note: Some(note) });
     }
     let smallest = recomputing.unwrap_or(resolved);
     let advice = match micro_batch(&smallest, target, limit)? {
@@ -95,10 +99,10 @@ fn with_remat(resolved: &Resolved) -> Option<Resolved> {
 
 fn attempt(resolved: &Resolved, target: &Target, limit: Option<u64>) -> Result<Attempt> {
     let program = build_step(resolved)?;
-    let options = Options::new(target.clone()).with_donate(&program.donate);
+    let options = Options::new(*target).with_donate(&program.donate);
     match dnx_codegen::compile(&program.func, &options) {
         Ok(compiled) if limit.is_none_or(|l| compiled.exec.peak_bytes <= l) => {
-            Ok(Attempt::Fits(program, Box::new(compiled.exec)))
+            Ok(Attempt::Fits(Box::new((program, compiled.exec))))
         }
         Ok(compiled) => {
             let peak = compiled.exec.peak_bytes;
@@ -110,13 +114,6 @@ fn attempt(resolved: &Resolved, target: &Target, limit: Option<u64>) -> Result<A
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn exec_of(resolved: &Resolved, target: &Target) -> Result<Option<Box<Executable>>> {
-    Ok(match attempt(resolved, target, None)? {
-        Attempt::Fits(_, exec) => Some(exec),
-        Attempt::Exceeds(..) => None,
-    })
 }
 
 /// The fewest parts into which the batch must be split to fit, and about the peak memory then.
@@ -132,7 +129,7 @@ fn micro_batch(resolved: &Resolved, target: &Target, limit: Option<u64>) -> Resu
         two.config.data.batch = resolved.batch() / parts[middle] * 2;
         two.config.train.accumulate = 2;
         match attempt(&two, target, limit)? {
-            Attempt::Fits(_, exec) => (high, fitting) = (middle, Some((parts[middle], exec.peak_bytes))),
+            Attempt::Fits(step) => (high, fitting) = (middle, Some((parts[middle], step.1.peak_bytes))),
             Attempt::Exceeds(..) => low = middle + 1,
         }
     }
@@ -159,10 +156,10 @@ mod tests {
     }
 
     fn peak(more: &[&str]) -> u64 {
-        let Attempt::Fits(_, exec) = attempt(&resolved(more), &Target::Cpu, None).unwrap() else {
+        let Attempt::Fits(step) = attempt(&resolved(more), &Target::Cpu, None).unwrap() else {
             panic!("there is no limit")
         };
-        exec.peak_bytes
+        step.1.peak_bytes
     }
 
     #[test]
