@@ -18,6 +18,7 @@
 //! The networks are written here, on graph tensors, and not taken from the library, because the comparison fixes
 //! their every detail: weights are `[in, out]`, the optimizer is AdamW without clipping or averages.
 
+use dnx::models::attention::attention;
 use dnx::prelude::*;
 use dnx::train::data::random::{Random, Stream};
 use serde::Deserialize;
@@ -222,9 +223,10 @@ fn dit<'g>(s: &Spec, weights: &[Tensor<'g>], x: Tensor<'g>, t: Tensor<'g>, y: Te
     for _ in 0..s.depth {
         let m: Vec<Tensor> = w.linear(condition).unsqueeze(1).split(2, 6);
         let qkv = w.linear(modulated(h, m[0], m[1]));
-        let heads = qkv.reshape(&[b, s.tokens(), 3, s.heads, d / s.heads]).transpose(&[2, 0, 3, 1, 4]).split(0, 3);
-        let [q, k, v] = [0, 1, 2].map(|i| heads[i].reshape(&[b, s.heads, s.tokens(), d / s.heads]));
-        let mixed = attention(q, k, v).transpose(&[0, 2, 1, 3]).reshape(&[b, s.tokens(), d]);
+        let heads = [b, s.tokens(), s.heads, d / s.heads];
+        let parts = qkv.split(2, 3);
+        let [q, k, v] = [0, 1, 2].map(|i| parts[i].reshape(&heads));
+        let mixed = attention(q, k, v, ((d / s.heads) as f64).powf(-0.5)).reshape(&[b, s.tokens(), d]);
         h = h + m[2] * w.linear(mixed);
         let hidden = gelu(w.linear(modulated(h, m[3], m[4])));
         h = h + m[5] * w.linear(hidden);
@@ -232,19 +234,6 @@ fn dit<'g>(s: &Spec, weights: &[Tensor<'g>], x: Tensor<'g>, t: Tensor<'g>, y: Te
     let m = w.linear(condition).unsqueeze(1).split(2, 2);
     let out = w.linear(modulated(h, m[0], m[1]));
     out.reshape(&grid).transpose(&[0, 1, 3, 2, 4, 5]).reshape(&[b, s.img, s.img, s.chan])
-}
-
-fn attention<'g>(q: Tensor<'g>, k: Tensor<'g>, v: Tensor<'g>) -> Tensor<'g> {
-    let batch = || vec![0, 1];
-    let contract = |l: usize, r: usize| dnx::ir::DotDims {
-        lhs_batch: batch(),
-        rhs_batch: batch(),
-        lhs_contract: vec![l],
-        rhs_contract: vec![r],
-    };
-    let scores = q.dot(k, contract(3, 3)) * (1.0 / (q.dim(3) as f64).sqrt());
-    let e = (scores - scores.max(&[3]).stop_gradient().unsqueeze(3)).exp();
-    (e / e.sum(&[3]).unsqueeze(3)).dot(v, contract(3, 2))
 }
 
 /// The mean squared error of a batch given noise, times and labels.
@@ -518,7 +507,10 @@ impl Single {
                 let e = (p[0] - p[0].max(&[1]).stop_gradient().unsqueeze(1)).exp();
                 e / e.sum(&[1]).unsqueeze(1)
             }),
-            "attention" => one(&[heads, heads, heads], |p| attention(p[0], p[1], p[2])),
+            "attention" => one(&[heads, heads, heads], |p| {
+                let [q, k, v] = [0, 1, 2].map(|i| p[i].transpose(&[0, 2, 1, 3]));
+                attention(q, k, v, (q.dim(3) as f64).powf(-0.5)).transpose(&[0, 2, 1, 3])
+            }),
             "conv2d" => one(&[&[16, 32, 32, 64], &[3, 3, 64, 64]], |p| {
                 let dims = dnx::ir::ConvDims {
                     stride: vec![1, 1],

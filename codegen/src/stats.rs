@@ -2,7 +2,7 @@
 //! [`Executable`], so it is what will run and not what was meant.
 //!
 //! *flops*: 2 per point of a contraction, 1 per float instruction per point of the dims it depends on (a transcendental
-//! is 1), 1 per reduced element. Integer work, comparisons, selections and conversions are free.
+//! is 1), 1 per reduced element; attention as if its parts shared one computation of the scores, hidden ones left out. Integer work, comparisons, selections and conversions are free.
 //!
 //! *bytes*: what must cross the memory bus if every kernel reads each element it can reach once and writes each result
 //! once. A broadcast operand counts its own size, a gathered table at most the elements gathered.
@@ -210,6 +210,7 @@ pub fn flops(kernel: &Kernel, segment: u64) -> u64 {
         }
         total += match inst {
             Inst::Dot { lhs, rhs } => 2 * points(kernel, masks[lhs.index()] | masks[rhs.index()] | reduce, segment),
+            Inst::Attention(a) => a.flops(kernel),
             Inst::Reduce(_, x) => points(kernel, masks[x.index()] | reduce, segment),
             Inst::Unary(op, _) if counts_unary(*op) => points(kernel, masks[i], segment),
             Inst::Binary(op, ..) if counts_binary(*op) => points(kernel, masks[i], segment),

@@ -6,6 +6,7 @@ use dnx_codegen::kernel::{Kernel, Tier, Tile};
 use dnx_codegen::wgsl::{check, shaders, widen_access};
 use dnx_codegen::{GpuClass, GpuLimits};
 use dnx_ir::DType;
+use dnx_ir::attention::Form;
 
 fn limits(f16: bool) -> GpuLimits {
     GpuLimits { f16, ..GpuLimits::default() }
@@ -36,6 +37,9 @@ fn odd_sizes_pass_naga() {
             kernels::column_sum(3, n, 2),
             kernels::contract_matmul(1, n, 1, 3, DType::F32, false),
             kernels::contract_matmul(1, 1, n, n, DType::F32, true),
+            kernels::attention(Form::Forward, [1, n, 1, 3], 5, DType::F32, false, false),
+            kernels::attention(Form::Jvp, [1, 5, 1, n], n, DType::F32, true, true),
+            kernels::attention(Form::Backward, [1, 7, 1, 1], n, DType::F32, true, true),
         ] {
             shaders(&kernel, &limits(false)).unwrap();
         }
@@ -113,6 +117,9 @@ fn snapshots() {
         "column_sum_split",
         "contract_conv",
         "contract_split",
+        "attention",
+        "attention_jvp",
+        "attention_bwd",
         "index_scatter",
         "multi_momentum",
     ];

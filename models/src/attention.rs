@@ -1,46 +1,37 @@
-//! Attention as a composite: a named op whose meaning is its decomposition, so that a device may claim it.
+//! Attention over heads; see [`dnx_ir::attention`] for what it means and what a device may claim.
 
-use crate::layers::softmax;
-use dnx_ir::{AttrValue, DType, DotDims, Func, Graph, Result, Scalar, Tensor, Type};
-use std::sync::Arc;
+use dnx_ir::Tensor;
 
-/// `softmax(scale q k^T) v` per head. `q` is `[B, H, Tq, d]`, `k` and `v` `[B, H, Tk, d]`; the result is like `q`.
+/// `softmax(scale q k^T) v` per head. `q` is `[B, Tq, H, d]`, `k` and `v` `[B, Tk, H, d]`; the result is like `q`.
 pub fn attention<'g>(q: Tensor<'g>, k: Tensor<'g>, v: Tensor<'g>, scale: f64) -> Tensor<'g> {
-    let g = q.graph();
-    match decomposition(&[q, k, v].map(|t| t.ty()), scale) {
-        Ok(func) => {
-            let attrs = vec![("scale".to_string(), AttrValue::Float(Scalar::from_f64(DType::F64, scale)))];
-            g.composite("attention", attrs, &Arc::new(func), &[q, k, v])[0]
-        }
-        Err(error) => {
-            g.fail(error.to_string());
-            q
-        }
-    }
+    attention_with(q, k, v, None, scale, false)
 }
 
-/// The function that defines `attention` on operands of these types.
-fn decomposition(types: &[Type; 3], scale: f64) -> Result<Func> {
-    let g = Graph::new("attention");
-    let [q, k, v] = [("q", 0), ("k", 1), ("v", 2)].map(|(name, i)| g.param(name, types[i].clone()));
-    let heads = |lhs: usize, rhs: usize| DotDims {
-        lhs_batch: vec![0, 1],
-        rhs_batch: vec![0, 1],
-        lhs_contract: vec![lhs],
-        rhs_contract: vec![rhs],
-    };
-    let weights = softmax(q.dot(k, heads(3, 3)) * scale);
-    g.finish(&[weights.dot(v, heads(3, 2))])
+/// [`attention`] with a `bias` that broadcasts to `[B, H, Tq, Tk]` added to the scores (0 and
+/// [`dnx_ir::attention::HIDDEN`] for a mask); if `causal`, query `i` sees the keys up to `i` only.
+pub fn attention_with<'g>(
+    q: Tensor<'g>,
+    k: Tensor<'g>,
+    v: Tensor<'g>,
+    bias: Option<Tensor<'g>>,
+    scale: f64,
+    causal: bool,
+) -> Tensor<'g> {
+    let bias = bias.map(|b| {
+        let missing = 4usize.saturating_sub(b.rank());
+        b.reshape(&[&vec![1; missing][..], &b.dims()].concat())
+    });
+    dnx_ir::attention::attention(q, k, v, bias, scale, causal).0
 }
 
-/// `[B, T, H d] -> [B, H, T, d]`.
+/// `[B, T, H d] -> [B, T, H, d]`.
 pub fn split_heads(x: Tensor<'_>, heads: usize) -> Tensor<'_> {
     let (b, t, width) = (x.dim(0), x.dim(1), x.dim(2));
-    x.reshape(&[b, t, heads, width / heads.max(1)]).transpose(&[0, 2, 1, 3])
+    x.reshape(&[b, t, heads, width / heads.max(1)])
 }
 
-/// `[B, H, T, d] -> [B, T, H d]`.
+/// `[B, T, H, d] -> [B, T, H d]`.
 pub fn join_heads(x: Tensor<'_>) -> Tensor<'_> {
-    let (b, h, t, d) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
-    x.transpose(&[0, 2, 1, 3]).reshape(&[b, t, h * d])
+    let (b, t, h, d) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
+    x.reshape(&[b, t, h * d])
 }

@@ -1,4 +1,5 @@
 //! Tests that cross the rooms of dnx.
 
+pub mod attention;
 pub mod differential;
 pub mod random_graph;

@@ -41,6 +41,8 @@ pub struct Config {
     pub half: bool,
     /// Calls, barriers.
     pub calls: bool,
+    /// Attention over heads; a composite with derivatives and kernels of its own.
+    pub attention: bool,
     /// Only ops that are differentiable wherever they are applied.
     pub smooth: bool,
     /// The first result is an `f32` scalar that depends on every float result.
@@ -48,7 +50,7 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// Everything but 16-bit floats.
+    /// Everything but 16-bit floats and attention.
     fn default() -> Config {
         Config {
             ops: 16,
@@ -62,6 +64,7 @@ impl Default for Config {
             ints: true,
             half: false,
             calls: true,
+            attention: false,
             smooth: false,
             scalar_first: false,
         }
@@ -317,6 +320,7 @@ impl<'g> Gen<'g, '_> {
         when(c.half, &[Self::half]);
         when(c.calls && self.depth < 2, &[Self::call]);
         when(c.calls, &[Self::barrier]);
+        when(c.attention, &[Self::attention, Self::attention, Self::attention]);
         let pick = self.rng.one_of(&choices);
         pick(self);
     }

@@ -24,6 +24,12 @@ fn gradients() {
     differential::check_gradients(&run, 200..230, &Config { scalar_first: true, ..Config::smooth() }, 1e-4);
 }
 
+#[test]
+fn attention_among_other_ops() {
+    differential::check(&run, 300..340, &Config { attention: true, ..Config::default() }, 5e-5);
+    differential::check_gradients(&run, 340..360, &Config { attention: true, ops: 8, ..Config::smooth() }, 1e-4);
+}
+
 /// Thousands of programs; minutes. `cargo test -p dnx-tests --test cpu -- --ignored`
 #[test]
 #[ignore = "takes minutes"]

@@ -36,6 +36,11 @@ fn gradients() {
     differential::check_gradients(&run, 200..202, &cfg, 1e-4);
 }
 
+#[test]
+fn attention_among_other_ops() {
+    check(300..302, &Config { attention: true, ..Config::default() }, 5e-5);
+}
+
 /// Hundreds of programs; minutes. `cargo test -p dnx-tests --test gpu -- --ignored`
 #[test]
 #[ignore = "takes minutes"]

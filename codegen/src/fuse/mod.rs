@@ -97,6 +97,9 @@ pub fn compute_nodes(func: &Func) -> Vec<bool> {
         match node.op {
             Op::Take { .. } | Op::DynamicSlice { .. } => demand(node.operands[0]),
             Op::DynamicUpdateSlice => demand(node.operands[1]),
+            Op::Composite { .. } => {
+                node.operands.iter().filter(|&&v| !crate::lower::attention_reads(func, v)).for_each(|&v| demand(v));
+            }
             // What starts from zeros has none to read.
             Op::ScatterAdd { .. } if !is_zeros(func, node.operands[0]) => demand(node.operands[0]),
             _ => {}
@@ -199,6 +202,7 @@ impl<'f> Fuser<'f> {
                     Op::Reduce { .. } | Op::Argmax { .. } => reduce_kind(func, id),
                     Op::Dot { .. } | Op::Conv { .. } => Kind::Contract,
                     Op::ScatterAdd { .. } => Kind::Index,
+                    Op::Composite { .. } => Kind::Attention,
                     _ => Kind::Loop,
                 };
                 group_of[id.index()] = groups.len();
@@ -229,7 +233,7 @@ impl<'f> Fuser<'f> {
                 if self.cx.compute[user.index()] {
                     let reads = |i: usize| n.operands.get(i) == Some(&at);
                     let opaque = match n.op {
-                        Op::Dot { .. } | Op::Conv { .. } => true,
+                        Op::Dot { .. } | Op::Conv { .. } | Op::Composite { .. } => true,
                         Op::Take { .. } | Op::DynamicSlice { .. } | Op::ScatterAdd { .. } => reads(0),
                         Op::DynamicUpdateSlice => reads(1),
                         _ => false,
@@ -332,8 +336,8 @@ impl<'f> Fuser<'f> {
         }
         let depth = to.depth;
         let kind = match (from.kind, to.kind) {
-            (Kind::Loop, k) if k != Kind::Contract => k,
-            (k @ (Kind::Row | Kind::Column | Kind::Contract), Kind::Loop) => k,
+            (Kind::Loop, k) if !matches!(k, Kind::Contract | Kind::Attention) => k,
+            (k @ (Kind::Row | Kind::Column | Kind::Contract | Kind::Attention), Kind::Loop) => k,
             (Kind::Row, Kind::Row) => Kind::Row,
             (Kind::Column, Kind::Column) => Kind::Column,
             (a, b) => return refuse(&format!("a {a:?} kernel does not continue as a {b:?} kernel")),

@@ -5,6 +5,7 @@
 //! table; all loads come before all stores. Floats are summed in `f64` and rounded once. Nothing is trusted: an
 //! index out of bounds, an element stored twice or never, or a read of memory that nothing wrote shows.
 
+use super::attention::{self, Attention};
 use super::{Access, DynTerm, Idx, Inst, InstId, Kernel, Kind, Role, Scatter};
 use crate::exec::{BufRef, Collective, Executable, Step};
 use dnx_ir::interp::{Precision, eval_mesh, scalar};
@@ -140,6 +141,11 @@ fn compute(kernel: &Kernel, dims: &[usize], args: &[Vec<u8>]) -> Result<Vec<Tabl
     for ((i, inst), mask) in kernel.insts.iter().enumerate().zip(kernel.dependence()) {
         let mut table = Table::new(kernel.dtypes[i], mask, dims);
         let mut values = Vec::new();
+        if let Inst::Attention(a) = inst {
+            table.values = attention_values(kernel, a, dims, &tables);
+            tables.push(table);
+            continue;
+        }
         let at_inst = |e: Error| Error::new(format!("instruction {i} ({inst:?}): {}", e.message));
         table
             .each_point(dims, |at| {
@@ -159,6 +165,24 @@ fn compute(kernel: &Kernel, dims: &[usize], args: &[Vec<u8>]) -> Result<Vec<Tabl
         tables.push(table);
     }
     Ok(tables)
+}
+
+/// One result of attention at every point of the dims it lives on.
+fn attention_values(kernel: &Kernel, a: &Attention, dims: &[usize], tables: &[Table]) -> Vec<Scalar> {
+    let roles = [Role::Batch, Role::M, Role::N, Role::Reduce];
+    let operand = |id: InstId, place: [usize; 4]| {
+        let mut at = vec![0; dims.len()];
+        for (role, mut left) in roles.into_iter().zip(place) {
+            for d in (0..dims.len()).rev().filter(|&d| kernel.dims[d].role == role) {
+                at[d] = left % dims[d];
+                left /= dims[d];
+            }
+        }
+        tables[id.index()].at(&at).to_f64()
+    };
+    let extents = kernel.attention_extents();
+    let each = (0..extents[0]).flat_map(|batch| attention::evaluate(a, batch, extents, &operand));
+    each.map(|x| scalar::float(DType::F32, x)).collect()
 }
 
 /// A pointwise instruction at one point.
@@ -200,7 +224,9 @@ fn point(kernel: &Kernel, inst: &Inst, tables: &[Table], args: &[Vec<u8>], at: &
             let key = [get(k0).bits() as u32, get(k1).bits() as u32];
             Scalar::from_bits(DType::U32, threefry::bits(key, get(counter).bits()) as u64)
         }
-        Inst::Reduce(..) | Inst::Argmax(_) | Inst::Dot { .. } => unreachable!("a reduction is no point"),
+        Inst::Reduce(..) | Inst::Argmax(_) | Inst::Dot { .. } | Inst::Attention(_) => {
+            unreachable!("a reduction is no point")
+        }
     })
 }
 

@@ -12,10 +12,12 @@
 //!
 //! The [`Kind`] says how the space is walked; it never changes what is computed.
 
+pub mod attention;
 pub mod idx;
 pub mod interp;
 pub mod text;
 
+pub use attention::{Attention, Given, Part};
 use dnx_ir::{BinaryOp, CmpOp, DType, ReduceKind, Scalar, UnaryOp};
 pub use idx::{Atom, Check, Idx};
 use serde::{Deserialize, Serialize};
@@ -36,6 +38,10 @@ pub enum Kind {
     Contract,
     /// `scatter_add` without float atomics; see [`Scatter`].
     Index,
+    /// Attention, its jvp or its transpose, streamed over tiles of keys and queries: scores never leave the workgroup.
+    /// Dims are `Batch`, `M`, `N`, `Reduce` in that order; stores are [`Inst::Attention`]s of one body, or
+    /// conversions of them, whose operands are loads without checks, constants, or conversions of these.
+    Attention,
     /// One pointwise body over many tensors of any size: dims is the single dim of length 0, standing for each
     /// segment's own length; every load and store is at index `dim 0` (or a constant 0 for scalars).
     Multi,
@@ -48,11 +54,11 @@ pub enum Role {
     Parallel,
     /// Walked by reductions.
     Reduce,
-    /// Contract: batch dims, in both operands and the result.
+    /// Contract: batch dims, in both operands and the result. Attention: samples and heads.
     Batch,
-    /// Contract: rows, in the left operand and the result.
+    /// Contract: rows, in the left operand and the result. Attention: queries.
     M,
-    /// Contract: columns, in the right operand and the result.
+    /// Contract: columns, in the right operand and the result. Attention: keys.
     N,
 }
 
@@ -162,6 +168,8 @@ pub enum Inst {
         /// Right factor.
         rhs: InstId,
     },
+    /// A result of attention.
+    Attention(Box<Attention>),
 }
 
 /// A write of an instruction's value.
@@ -254,12 +262,13 @@ impl Inst {
             Inst::Dot { lhs, rhs } => vec![*lhs, *rhs],
             Inst::Select(c, a, b) => vec![*c, *a, *b],
             Inst::Threefry { k0, k1, counter } => vec![*k0, *k1, *counter],
+            Inst::Attention(a) => a.operands(),
         }
     }
 
     /// Whether it consumes the `Reduce` dims.
     pub fn is_reduction(&self) -> bool {
-        matches!(self, Inst::Reduce(..) | Inst::Argmax(_) | Inst::Dot { .. })
+        matches!(self, Inst::Reduce(..) | Inst::Argmax(_) | Inst::Dot { .. } | Inst::Attention(_))
     }
 }
 
@@ -284,6 +293,11 @@ impl Kernel {
         self.dims.iter().filter(|d| d.role == role).map(|d| d.size).product()
     }
 
+    /// The dims whose roles are wanted, as a bit mask.
+    pub fn mask(&self, wanted: impl Fn(Role) -> bool) -> u64 {
+        self.dims.iter().enumerate().filter(|(_, d)| wanted(d.role)).fold(0, |mask, (i, _)| mask | 1 << i)
+    }
+
     /// For every instruction, the set of dims its value depends on, as a bit mask.
     pub fn dependence(&self) -> Vec<u64> {
         let reduce: u64 =
@@ -294,6 +308,7 @@ impl Kernel {
             match inst {
                 Inst::Load { index, .. } | Inst::Index(_, index) => mask |= index.dims(),
                 Inst::Valid(checks) => mask |= checks.iter().fold(0, |m, c| m | c.index.dims()),
+                Inst::Attention(a) => mask = self.mask(|role| a.part.lives_on(role)),
                 i if i.is_reduction() => mask &= !reduce,
                 _ => {}
             }

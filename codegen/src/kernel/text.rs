@@ -12,7 +12,7 @@
 //! `d0`, `d1`... are the iteration coordinates and `aN` the arguments. `a0[i] if 0 <= d1 - 1 < 7` is a load that
 //! gives zero where the condition fails; `+ clamp(%3, 0, 9)*64` is a run-time part of an index.
 
-use super::{Access, Atom, Check, DynTerm, Idx, Inst, InstId, Kernel, Kind, Role, Tile};
+use super::{Access, Atom, Attention, Check, DynTerm, Given, Idx, Inst, InstId, Kernel, Kind, Role, Tile};
 use dnx_ir::{DType, ReduceKind};
 use std::fmt::{self, Display, Formatter};
 
@@ -25,6 +25,7 @@ impl Kind {
             Kind::Column => "column",
             Kind::Contract => "contract",
             Kind::Index => "index",
+            Kind::Attention => "attention",
             Kind::Multi => "multi",
         }
     }
@@ -141,6 +142,33 @@ impl Display for Inst {
             Inst::Reduce(ReduceKind::Max, x) => write!(f, "reduce_max {x}"),
             Inst::Argmax(x) => write!(f, "argmax {x}"),
             Inst::Dot { lhs, rhs } => write!(f, "dot {lhs}, {rhs}"),
+            Inst::Attention(a) => a.fmt(f),
+        }
+    }
+}
+
+impl Display for Attention {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let [q, k, v] = self.qkv;
+        let form = match &self.given {
+            Given::Nothing => "attention",
+            Given::Tangents { .. } => "attention_jvp",
+            Given::Cotangents { .. } => "attention_bwd",
+        };
+        write!(f, "{form}.{} {q}, {k}, {v} by {:?}", self.part.name(), self.scale.to_f64())?;
+        if let Some(bias) = self.bias {
+            write!(f, " bias {bias}")?;
+        }
+        if self.causal {
+            f.write_str(" causal")?;
+        }
+        match &self.given {
+            Given::Nothing => Ok(()),
+            Given::Tangents { o, lse, of: [q, k, v], bias } => {
+                write!(f, " at {o}, {lse} along {q}, {k}, {v}")?;
+                bias.map_or(Ok(()), |b| write!(f, " bias {b}"))
+            }
+            Given::Cotangents { o, lse, of: [ct, ct_lse] } => write!(f, " at {o}, {lse} against {ct}, {ct_lse}"),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 /// The evaluator of one group.
 pub(crate) struct Eval<'c, 'f> {
-    cx: &'c Context<'f>,
+    pub(super) cx: &'c Context<'f>,
     kind: Kind,
     members: &'c [NodeId],
     pub space: Space,
@@ -91,7 +91,7 @@ impl<'c, 'f> Eval<'c, 'f> {
         }
     }
 
-    fn push(&mut self, inst: Inst, dtype: DType) -> InstId {
+    pub(super) fn push(&mut self, inst: Inst, dtype: DType) -> InstId {
         push_inst(&mut self.insts, &mut self.dtypes, &mut self.seen, inst, dtype)
     }
 
@@ -112,7 +112,7 @@ impl<'c, 'f> Eval<'c, 'f> {
         self.push(Inst::Binary(op, a, b), dtype)
     }
 
-    fn convert(&mut self, a: InstId, to: DType) -> InstId {
+    pub(super) fn convert(&mut self, a: InstId, to: DType) -> InstId {
         if self.dtype(a) == to { a } else { self.push(Inst::Convert(to, a), to) }
     }
 
@@ -299,6 +299,10 @@ impl<'c, 'f> Eval<'c, 'f> {
             Op::Conv { dims, out } => {
                 self.expect_place(v, c)?;
                 self.conv(def, dims, *out)
+            }
+            Op::Composite { .. } if self.kind == Kind::Attention => {
+                self.expect_place(v, c)?;
+                self.attention(v)
             }
             other => refuse(format!("{} is not part of a {:?} kernel", other.name(), self.kind)),
         }

@@ -6,6 +6,7 @@
 //! coordinates, values that live in memory become loads. When a reshape asks for a quotient that is not exact,
 //! the dim in question is split in two and lowering starts over, so that nearly all indices end up affine.
 
+mod attention;
 pub mod coords;
 mod eval;
 mod normal;
@@ -15,6 +16,8 @@ use coords::{Coords, Space, linear};
 use dnx_ir::{DType, Func, NodeId, Op, Type, ValueId};
 use eval::Eval;
 use std::collections::HashMap;
+
+pub(crate) use attention::reads as attention_reads;
 
 pub use crate::kernel::Access;
 
@@ -151,6 +154,7 @@ fn anchor(cx: &Context, kind: Kind, members: &[NodeId]) -> Option<NodeId> {
             (Op::Reduce { .. } | Op::Argmax { .. }, Kind::Row | Kind::Column)
                 | (Op::Dot { .. } | Op::Conv { .. }, Kind::Contract)
                 | (Op::ScatterAdd { .. }, Kind::Index)
+                | (Op::Composite { .. }, Kind::Attention)
         )
     })
 }
@@ -197,7 +201,8 @@ fn frame_dims(cx: &Context, kind: Kind, members: &[NodeId], outputs: &[ValueId])
             let inner = x.dims[axis + 1..].iter().map(|&s| dim(s, Role::Parallel));
             outer.chain(idx).chain(inner).collect()
         }
-        _ => unreachable!("anchors are reductions, contractions and scatters"),
+        Op::Composite { .. } => attention::dims(func, node),
+        _ => unreachable!("anchors are reductions, contractions, scatters and attention"),
     })
 }
 
@@ -252,7 +257,8 @@ fn place_anchor(
             vec![(n.results[0], out)]
         }
         Op::ScatterAdd { .. } => vec![],
-        _ => unreachable!("anchors are reductions, contractions and scatters"),
+        Op::Composite { .. } => attention::places(func, node, at)?,
+        _ => unreachable!("anchors are reductions, contractions, scatters and attention"),
     })
 }
 
@@ -336,6 +342,9 @@ fn check_kind(kernel: &Kernel) -> Lowering<()> {
             Kind::Loop | Kind::Multi if reduced[i] => return refuse("a reduction in a pointwise group"),
             _ => {}
         }
+    }
+    if kernel.kind == Kind::Attention {
+        attention::check(kernel)?;
     }
     if kernel.kind == Kind::Contract {
         for s in &kernel.stores {

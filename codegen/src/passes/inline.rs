@@ -5,11 +5,40 @@
 
 use super::rebuild;
 use crate::{InStage, Result, Stage, Target};
-use dnx_ir::{Builder, Func, Loc, Node, Op, ValueId};
+use dnx_ir::attention::Attention;
+use dnx_ir::{Builder, DType, Func, Loc, Node, Op, ValueId};
+use std::collections::BTreeSet;
 
-/// Names of the composites this target lowers itself.
-pub const fn claimed(_target: &Target) -> &'static [&'static str] {
-    &[]
+/// Greatest head dim of an attention kernel.
+const HEAD: usize = 256;
+
+/// Workgroup memory in which every attention kernel finds room for a tile.
+const ROOM: u32 = 16 << 10;
+
+/// Whether this target lowers the composite itself on these operands.
+pub fn claims(target: &Target, func: &Func, op: &Op, operands: &[ValueId]) -> bool {
+    let (Op::Composite { func: callee, .. }, Some(_)) = (op, Attention::of(op)) else { return false };
+    let types = callee.param_types();
+    let fits = types.iter().all(|ty| ty.dtype != DType::F64 && ty.elems() > 0) && types[0].dims[3] <= HEAD;
+    let Some(limits) = target.gpu() else { return fits };
+    let mut buffers = BTreeSet::new();
+    operands.iter().for_each(|&v| origins(func, v, &mut buffers));
+    let bound = buffers.len() + callee.results.len();
+    // One binding is kept for scratch memory.
+    fits && limits.workgroup_bytes >= ROOM && bound < limits.storage_buffers as usize
+}
+
+/// The values in memory that a value is a view of.
+fn origins(func: &Func, v: ValueId, into: &mut BTreeSet<ValueId>) {
+    let node = func.def(v);
+    match &node.op {
+        Op::Concat { .. } => node.operands.iter().for_each(|&x| origins(func, x, into)),
+        Op::Const(array) if array.as_splat().is_some() => {}
+        op if op.is_view() => origins(func, node.operands[0], into),
+        _ => {
+            into.insert(v);
+        }
+    }
 }
 
 /// The function without calls and unclaimed composites.
@@ -17,24 +46,23 @@ pub const fn claimed(_target: &Target) -> &'static [&'static str] {
 /// # Errors
 /// A callee whose body is ill-typed.
 pub fn inline(func: &Func, target: &Target) -> Result<Func> {
-    let claims = claimed(target);
     rebuild(func, |b, node, operands| {
         b.set_loc(node.loc.clone());
-        emit(b, node, operands, claims)
+        emit(b, node, operands, target)
     })
     .in_stage(Stage::Inline)
 }
 
 /// Emits a node at the path in force, or the body of its callee.
-fn emit(b: &mut Builder, node: &Node, operands: &[ValueId], claims: &[&str]) -> dnx_ir::Result<Vec<ValueId>> {
+fn emit(b: &mut Builder, node: &Node, operands: &[ValueId], target: &Target) -> dnx_ir::Result<Vec<ValueId>> {
     match &node.op {
-        Op::Composite { name, .. } if claims.contains(&&**name) => b.emit_multi(node.op.clone(), operands),
-        Op::Call { func, .. } | Op::Composite { func, .. } => splice(b, func, operands, claims),
+        op if claims(target, b.func(), op, operands) => b.emit_multi(op.clone(), operands),
+        Op::Call { func, .. } | Op::Composite { func, .. } => splice(b, func, operands, target),
         op => b.emit_multi(op.clone(), operands),
     }
 }
 
-fn splice(b: &mut Builder, callee: &Func, args: &[ValueId], claims: &[&str]) -> dnx_ir::Result<Vec<ValueId>> {
+fn splice(b: &mut Builder, callee: &Func, args: &[ValueId], target: &Target) -> dnx_ir::Result<Vec<ValueId>> {
     let prefix = b.loc().clone();
     let mut paths = Paths { prefix: prefix.clone(), last: None };
     let results = super::walk(
@@ -43,7 +71,7 @@ fn splice(b: &mut Builder, callee: &Func, args: &[ValueId], claims: &[&str]) -> 
         |_, i| args[i],
         |b, node, operands| {
             b.set_loc(paths.of(&node.loc));
-            emit(b, node, operands, claims)
+            emit(b, node, operands, target)
         },
     )?;
     b.set_loc(prefix);

@@ -6,6 +6,7 @@
 
 use crate::{CompileError, InStage, Result, Stage};
 use dnx_ir::{Builder, DType, Func, Mesh, Node, Op, Sharding, ValueId};
+use std::sync::Arc;
 
 /// The program of one device.
 ///
@@ -51,6 +52,10 @@ fn one(b: &mut Builder, node: &Node, v: &[ValueId]) -> dnx_ir::Result<Vec<ValueI
         Op::Ppermute { pairs, .. } if pairs.is_empty() => vec![b.full_like(v[0], 0.0)?],
         Op::Ppermute { .. } => v.to_vec(),
         Op::AxisIndex { .. } => vec![b.scalar(DType::I32, 0.0)],
+        Op::Composite { name, attrs, func } => {
+            let func = Arc::new(strip(func)?);
+            b.emit_multi(Op::Composite { name: name.clone(), attrs: attrs.clone(), func }, v)?
+        }
         op => b.emit_multi(op.clone(), v)?,
     })
 }

@@ -32,7 +32,7 @@ impl Writer<'_> {
                 let counter = self.word(*counter)?;
                 Ok(format!("{}({k0}, {k1}, {counter})", self.library.call("threefry")))
             }
-            Inst::Load { .. } | Inst::Reduce(..) | Inst::Argmax(_) | Inst::Dot { .. } => {
+            Inst::Load { .. } | Inst::Reduce(..) | Inst::Argmax(_) | Inst::Dot { .. } | Inst::Attention(_) => {
                 refuse(format!("instruction %{} is not an expression", id.0))
             }
         }

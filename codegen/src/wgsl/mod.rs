@@ -9,6 +9,7 @@
 //! Vocabulary: a *stage* is one entry point; a *full* store lives on the `Reduce` dims too; *scratch* holds the
 //! partial results of the first stage. Bindings are the arguments a stage uses, in order, then scratch.
 
+mod attention;
 mod column;
 mod contract;
 mod expr;
@@ -39,6 +40,7 @@ pub fn shaders(kernel: &Kernel, limits: &GpuLimits) -> Result<Vec<Shader>> {
         Kind::Row => row::write(kernel, limits),
         Kind::Column => column::write(kernel, limits),
         Kind::Contract => contract::write(kernel, limits),
+        Kind::Attention => attention::write(kernel, limits),
         Kind::Index => scatter::write(kernel, limits),
         Kind::Multi => multi::write(kernel, limits),
     }

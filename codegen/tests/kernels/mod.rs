@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 use dnx_codegen::kernel::*;
+use dnx_ir::attention::Form;
 use dnx_ir::{BinaryOp, CmpOp, DType, ReduceKind, Scalar, UnaryOp};
 
 /// Builds a kernel instruction by instruction.
@@ -488,6 +489,56 @@ pub fn multi_momentum(dtype: DType) -> Kernel {
     b.0
 }
 
+/// Attention of `[b, m, h, d]` over `n` keys: forward, along tangents, or against cotangents. A bias of a number a query
+/// and key; of half floats everything but the logarithms.
+pub fn attention(form: Form, [b, m, h, d]: [usize; 4], n: usize, dtype: DType, biased: bool, causal: bool) -> Kernel {
+    let mut k = Build::new(Kind::Attention, &[(b, Batch), (h, Batch), (m, M), (n, N), (d, Reduce)]);
+    let (of_m, of_n) = (
+        affine(0, &[((m * h * d) as i64, 0), (d as i64, 1), ((h * d) as i64, 2), (1, 4)]),
+        affine(0, &[((n * h * d) as i64, 0), (d as i64, 1), ((h * d) as i64, 3), (1, 4)]),
+    );
+    let of_row = affine(0, &[((h * m) as i64, 0), (m as i64, 1), (1, 2)]);
+    let operand = |k: &mut Build, dtype: DType, elems: usize, at: &Idx| {
+        let arg = k.read(dtype, elems);
+        let x = k.load(arg, at.clone());
+        if dtype == DType::F32 { x } else { k.convert(DType::F32, x) }
+    };
+    let (rows, columns) = (b * m * h * d, b * n * h * d);
+    let one = |k: &mut Build, at: &Idx| operand(k, dtype, if *at == of_m { rows } else { columns }, at);
+    let qkv = [one(&mut k, &of_m), one(&mut k, &of_n), one(&mut k, &of_n)];
+    let given = match form {
+        Form::Forward => Given::Nothing,
+        Form::Jvp => Given::Tangents {
+            o: one(&mut k, &of_m),
+            lse: operand(&mut k, DType::F32, b * h * m, &of_row),
+            of: [one(&mut k, &of_m), one(&mut k, &of_n), one(&mut k, &of_n)],
+            bias: biased.then(|| operand(&mut k, DType::F32, m * n, &affine(0, &[(n as i64, 2), (1, 3)]))),
+        },
+        Form::Backward => Given::Cotangents {
+            o: one(&mut k, &of_m),
+            lse: operand(&mut k, DType::F32, b * h * m, &of_row),
+            of: [one(&mut k, &of_m), operand(&mut k, DType::F32, b * h * m, &of_row)],
+        },
+    };
+    let bias = biased.then(|| operand(&mut k, DType::F32, n, &affine(0, &[(1, 3)])));
+    let parts: &[Part] = if form == Form::Backward { &[Part::Q, Part::K, Part::V] } else { &[Part::O, Part::Lse] };
+    for &part in parts {
+        let scale = Scalar::from_f64(DType::F32, 0.25);
+        let body = Attention { part, scale, causal, qkv, bias, given: given.clone() };
+        let value = k.inst(DType::F32, Inst::Attention(Box::new(body)));
+        let (elems, at) = match part {
+            Part::Lse => (b * h * m, &of_row),
+            Part::O | Part::Q => (rows, &of_m),
+            Part::K | Part::V => (columns, &of_n),
+        };
+        let dtype = if part == Part::Lse { DType::F32 } else { dtype };
+        let value = if dtype == DType::F32 { value } else { k.convert(dtype, value) };
+        let out = k.write(dtype, elems);
+        k.store(out, at.clone(), value);
+    }
+    k.0
+}
+
 /// One of each, with names.
 pub fn gallery() -> Vec<(String, Kernel)> {
     let mut all: Vec<(String, Kernel)> = Vec::new();
@@ -535,6 +586,11 @@ pub fn gallery() -> Vec<(String, Kernel)> {
         add(&format!("contract_{layout}"), contract_layout(2, 36, 20, 28, DType::F32, layout));
         add(&format!("contract_{layout}_bf16"), contract_layout(2, 36, 20, 28, DType::BF16, layout));
         add(&format!("contract_{layout}_f16"), contract_layout(2, 36, 20, 28, DType::F16, layout));
+    }
+    for (name, form) in [("attention", Form::Forward), ("attention_jvp", Form::Jvp), ("attention_bwd", Form::Backward)]
+    {
+        add(name, attention(form, [2, 17, 3, 20], 35, DType::F32, false, false));
+        add(&format!("{name}_f16"), attention(form, [1, 65, 1, 256], 70, DType::F16, true, true));
     }
     add("index_scatter", index_scatter(2, 9, 4, 3, DType::F32, true));
     add("index_scatter_bf16", index_scatter(1, 9, 4, 3, DType::BF16, false));

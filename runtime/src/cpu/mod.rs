@@ -3,11 +3,13 @@
 //! Memory is plain host memory. All programs, reads and writes of one device take its *queue*, a lock, so
 //! that they happen one after another as on any other device.
 
+mod attention;
 mod blocks;
 mod column;
 mod contract;
 mod exec;
 mod math;
+mod matrix;
 mod memory;
 mod ops;
 mod pairs;
@@ -17,6 +19,7 @@ mod product;
 mod program;
 mod rows;
 mod scatter;
+mod scores;
 mod scratch;
 mod select;
 mod space;

@@ -246,6 +246,7 @@ impl<'k> Planner<'k> {
                 }
             }
             Inst::Dot { .. } => return Err("a dot outside a contraction".to_string()),
+            Inst::Attention(_) => return Err("attention outside a kernel of its own".to_string()),
         })
     }
 

@@ -1,5 +1,6 @@
 //! Programs of the cpu device: planned kernels and the walk over the steps.
 
+use super::attention::Attend;
 use super::column::Column;
 use super::contract::Contract;
 use super::ops::{Ops, ops};
@@ -22,6 +23,7 @@ pub(crate) enum Planned {
     Column(Column),
     Contract(Contract),
     Scatter(ScatterAdd),
+    Attention(Box<Attend>),
     Multi(Multi),
 }
 
@@ -33,6 +35,7 @@ impl Planned {
             Kind::Loop | Kind::Row => Planned::Rows(Rows::new(kernel, &in_place)?),
             Kind::Column => Planned::Column(Column::new(kernel, &in_place)?),
             Kind::Contract => Planned::Contract(Contract::new(kernel, &in_place)?),
+            Kind::Attention => Planned::Attention(Box::new(Attend::new(kernel, &in_place)?)),
             Kind::Index => Planned::Scatter(ScatterAdd::new(kernel, &in_place)?),
             Kind::Multi => Planned::Multi(Multi::new(kernel, &in_place)?),
         })
@@ -44,6 +47,7 @@ impl Planned {
             Planned::Column(k) => k.need(),
             Planned::Contract(k) => k.need(),
             Planned::Scatter(k) => k.need(),
+            Planned::Attention(k) => k.need(),
             Planned::Multi(k) => k.need(args, segments),
         }
     }
@@ -282,6 +286,7 @@ impl Work {
                     Planned::Column(k) => k.run(ops, args, scratch),
                     Planned::Contract(k) => k.run(ops, args, scratch),
                     Planned::Scatter(k) => k.run(ops, args, scratch),
+                    Planned::Attention(k) => k.run(ops, args, scratch),
                     Planned::Multi(_) => unreachable!("a Multi is a step of its own"),
                 },
                 Work::Multi { plan, tasks, per, .. } => match &**plan {

@@ -1,6 +1,7 @@
 //! One idea per function: what [`Gen::grow`] adds to a program.
 
 use super::{Gen, Item, Rng};
+use dnx_ir::attention::attention;
 use dnx_ir::{BinaryOp, CmpOp, ConvDims, DType, DotDims, Graph, Op, Tensor, UnaryOp, random, threefry};
 use std::sync::Arc;
 
@@ -99,6 +100,31 @@ impl<'g> Gen<'g, '_> {
         let x = self.int(dtype, None);
         let small = if dtype == DType::Bool { x } else { x.rem(x.scalar_like(5.0)) };
         self.push(small.convert(DType::F32) * 0.25, 1.0, true);
+    }
+
+    /// Attention of queries over keys of another number, through views, with and without a bias.
+    pub(super) fn attention(&mut self) {
+        let (b, h) = (1 + self.rng.below(2), 1 + self.rng.below(3));
+        let d = self.rng.one_of(&[1, 3, 8, 17]);
+        let most = self.cfg.max_elems / (b * h * d);
+        let [tq, tk] = [0, 1].map(|_| self.rng.one_of(&[1, 3, 7, 33]).min(most).max(1));
+        let mut operand = |t: usize| {
+            if self.rng.once_in(2) {
+                return self.mate(&[b, t, h, d], false);
+            }
+            let x = self.mate(&[b, h, t, d], false);
+            Item { t: x.t.transpose(&[0, 2, 1, 3]), ..x }
+        };
+        let [q, k, v] = [operand(tq), operand(tk), operand(tk)];
+        let bias = self.rng.once_in(2).then(|| {
+            let dims = [b, h, tq, tk].map(|n| if self.rng.once_in(2) { 1 } else { n });
+            self.mate(&dims, false)
+        });
+        let causal = self.rng.once_in(3);
+        // Scores stay about as large as the operands.
+        let (o, lse) = attention(q.t, k.t, v.t, bias.map(|b| b.t), 1.0 / d as f64, causal);
+        self.push(o, v.bound, false);
+        self.push(lse, q.bound * k.bound + bias.map_or(0.0, |b| b.bound) + (tk as f64).ln(), false);
     }
 
     /// Any value: views do not care for dtypes.
