@@ -2,13 +2,14 @@
 //! driver can alternate between systems.
 //!
 //! ```text
-//! bench_worker WORKLOAD [--batch N] [--device D] [--spec JSON] [--check FILE] [--profile RUNS]
+//! bench_worker WORKLOAD [--batch N] [--device D] [--spec JSON] [--check FILE] [--profile RUNS [--key KEY]]
 //! ```
 //!
 //! On start one step is run and `{"ready":1,"t_first":..,"t_main":..}` is printed; then each line `run N [KEY]` on
 //! stdin is answered by `{"ms":..,"n":N,"loss":..}` once N steps are done, until `quit`. With `--check FILE` weights
 //! and one batch are read from FILE (flat little-endian f32, then i32 labels) and the losses of six AdamW steps
-//! are printed instead. With `--profile RUNS` the kernels of a training step are printed, with their times.
+//! are printed instead. With `--profile RUNS` the kernels of a step, or
+//! of the operation KEY, are printed with their times.
 //!
 //! Workloads: `W1` a perceptron that predicts noise, `W2` and `W3` a diffusion transformer's training step, `W4` its
 //! guided Heun sampling; `W5` single operations, named by KEY as `matmul.f` and, with its gradients, `matmul.fb`, of
@@ -20,6 +21,7 @@
 
 use dnx::models::attention::attention;
 use dnx::prelude::*;
+use dnx::runtime::Bound;
 use dnx::train::data::random::{Random, Stream};
 use serde::Deserialize;
 use std::io::BufRead;
@@ -382,7 +384,7 @@ type Work = Box<dyn FnMut(&str, bool) -> Result<f64, Failure>>;
 const POOL: usize = 8;
 
 /// The training step, bound to each batch of a small pool; everything is on the device.
-fn training(s: &Spec, device: &Device) -> Result<Vec<dnx::runtime::Bound>, Failure> {
+fn training(s: &Spec, device: &Device) -> Result<Vec<Bound>, Failure> {
     let func = step_func(s, true)?;
     let n = s.params().len();
     let donate: Vec<(usize, usize)> = (0..=3 * n).map(|i| (i, i)).collect();
@@ -419,10 +421,9 @@ fn trainer(s: &Spec, device: &Device) -> Result<Work, Failure> {
     }))
 }
 
-/// Prints where the time of a training step goes: the kernels, those that take longest first, with the medians of
-/// `runs` runs summed over their dispatches.
-fn profile(s: &Spec, device: &Device, runs: usize) -> Result<(), Failure> {
-    let bound = training(s, device)?.remove(0);
+/// Prints where the time of a program goes: the kernels, those that take longest first, with the medians of `runs`
+/// runs summed over their dispatches.
+fn profile(bound: &Bound, runs: usize) -> Result<(), Failure> {
     let exec = bound.program().exec();
     let mut times = vec![vec![]; exec.steps.len()];
     for run in 0..runs + 3 {
@@ -459,14 +460,20 @@ fn profile(s: &Spec, device: &Device, runs: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Guided Heun sampling of one batch.
-fn sampler(s: &Spec, device: &Device) -> Result<Work, Failure> {
+/// Guided Heun sampling: the start, and one step.
+fn sampling(s: &Spec, device: &Device) -> Result<(Bound, Bound), Failure> {
     let n = s.params().len();
     let start = device.compile(&start_func(s)?, &[])?.bind(&[device.upload(&Array::u32([1], &[0]))?])?;
     let mut inputs = device.upload_all(&s.initial())?;
     inputs.extend(start.outputs().iter().cloned());
     inputs.extend([device.upload(&Array::f32([], &[0.0]))?, device.upload(&Array::f32([], &[0.0]))?]);
     let step = device.compile(&heun_func(s)?, &[(n + 1, 0)])?.bind(&inputs)?;
+    Ok((start, step))
+}
+
+/// Guided Heun sampling of one batch.
+fn sampler(s: &Spec, device: &Device) -> Result<Work, Failure> {
+    let ((start, step), n) = (sampling(s, device)?, s.params().len());
     let (steps, mut number) = (s.steps, 0u32);
     Ok(Box::new(move |_, _| {
         start.inputs()[0].write(&Array::u32([1], &[number]))?;
@@ -552,23 +559,29 @@ impl Single {
     }
 }
 
+impl Single {
+    /// The operation of a request's KEY, on drawn inputs.
+    fn bound(key: &str, device: &Device) -> Result<Bound, Failure> {
+        let (name, kind) = key.split_once('.').unwrap_or((key, "f"));
+        let single = Single::named(name).ok_or_else(|| format!("no operation {name}"))?;
+        let func = single.func(kind == "fb")?;
+        let draw = |(i, ty): (usize, &Type)| {
+            let mut random = Random::new(2, Stream::Noise, i as u64);
+            let values: Vec<f32> = (0..ty.elems()).map(|_| random.normal() as f32).collect();
+            Array::f32(ty.dims.clone(), &values)
+        };
+        let inputs: Vec<Array> = func.param_types().into_iter().enumerate().map(draw).collect();
+        Ok(device.compile(&func, &[])?.bind(&device.upload_all(&inputs)?)?)
+    }
+}
+
 /// Single operations, made ready when they are first asked for.
 fn singles(device: &Device) -> Work {
     let device = device.clone();
     let mut ready = std::collections::HashMap::new();
     Box::new(move |key, wants_loss| {
         if !ready.contains_key(key) {
-            let (name, kind) = key.split_once('.').unwrap_or((key, "f"));
-            let single = Single::named(name).ok_or_else(|| format!("no operation {name}"))?;
-            let func = single.func(kind == "fb")?;
-            let draw = |(i, ty): (usize, &Type)| {
-                let mut random = Random::new(2, Stream::Noise, i as u64);
-                let values: Vec<f32> = (0..ty.elems()).map(|_| random.normal() as f32).collect();
-                Array::f32(ty.dims.clone(), &values)
-            };
-            let inputs: Vec<Array> = func.param_types().into_iter().enumerate().map(draw).collect();
-            let bound = device.compile(&func, &[])?.bind(&device.upload_all(&inputs)?)?;
-            ready.insert(key.to_string(), bound);
+            ready.insert(key.to_string(), Single::bound(key, &device)?);
         }
         let bound = &ready[key];
         bound.run()?;
@@ -617,17 +630,20 @@ fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let workload = args.next().ok_or("which workload? W1, W2, W3, W4, DIT_B2, DIT_XL2, TINY")?;
     let (mut batch, mut file, mut selector, mut spec) = (None, None, "cpu".to_string(), Spec::named(&workload));
-    let mut runs = None;
+    let (mut runs, mut key) = (None, None);
     while let Some(flag) = args.next() {
         let value = args.next().ok_or_else(|| format!("{flag} wants a value"))?;
         match flag.as_str() {
             "--batch" => batch = Some(value.parse::<usize>()?),
             "--check" => file = Some(value),
             "--device" => selector = value,
+            "--key" => key = Some(value),
             "--profile" => runs = Some(value.parse::<usize>()?),
             "--spec" => spec = Some(serde_json::from_str(&value)?),
             other => {
-                return Err(format!("no flag {other}; there are --batch, --check, --device, --profile, --spec").into());
+                return Err(
+                    format!("no flag {other}; there are --batch, --check, --device, --key, --profile, --spec").into()
+                );
             }
         }
     }
@@ -639,7 +655,12 @@ fn main() -> Result<(), Failure> {
         return Ok(());
     }
     if let Some(runs) = runs {
-        return profile(&spec, &device, runs.max(1));
+        let bound = match (&key, spec.steps) {
+            (Some(key), _) => Single::bound(key, &device)?,
+            (None, 0) => training(&spec, &device)?.remove(0),
+            (None, _) => sampling(&spec, &device)?.1,
+        };
+        return profile(&bound, runs.max(1));
     }
     let began = Instant::now();
     let single = workload == "W5";

@@ -109,15 +109,6 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
-    /// A program was started from inside a task of the thread pool that is running a program.
-    #[error(
-        "program `{program}` was started by a task that the thread pool ran in the middle of another program; start \
-         programs of one cpu device from outside rayon tasks"
-    )]
-    Reentrant {
-        /// The program.
-        program: String,
-    },
     /// Running a program failed inside a kernel.
     #[error("program `{program}` failed: {reason}")]
     Run {

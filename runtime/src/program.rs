@@ -150,7 +150,10 @@ impl Bound {
     /// Runs the program on the bound buffers. Nothing is allocated.
     pub fn run(&self) -> Result<()> {
         match &self.loaded {
-            LoadedBound::Cpu(bound) => bound.run(),
+            LoadedBound::Cpu(bound) => {
+                bound.run();
+                Ok(())
+            }
             LoadedBound::Gpu(bound) => Ok(bound.run()?),
         }
     }
@@ -159,7 +162,7 @@ impl Bound {
     /// timestamp queries can't tell.
     pub fn profile(&self) -> Result<Vec<Duration>> {
         match &self.loaded {
-            LoadedBound::Cpu(bound) => bound.profile(),
+            LoadedBound::Cpu(bound) => Ok(bound.profile()),
             LoadedBound::Gpu(bound) if bound.has_timestamps() => Ok(bound.profile(self.program.exec.steps.len())?),
             LoadedBound::Gpu(_) => Err(Error::Unsupported {
                 program: self.program.exec.name.clone(),

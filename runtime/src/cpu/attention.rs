@@ -284,7 +284,7 @@ impl Work<'_> {
             return Right::Lines(turned);
         }
         (0..count).for_each(|p| unsafe { product::pack(turned, n, self.plan.head, p, room) });
-        Right::Panels(room)
+        Right::Panels { ptr: room, depth: self.plan.head, from: 0 }
     }
 
     /// A block of an operand over queries or keys.

@@ -2,8 +2,8 @@
 //! cache.
 //!
 //! M, N and K are the flat row-major coordinates of the dims of their roles. An operand is *plain* if it is a load
-//! of floats whose index is a line along its rows and along K: the product reads it where it lies. Any other
-//! operand is *computed*: its instructions are evaluated into scratch, either wholly before the product (if several
+//! of floats whose index is a line along its rows and along K: the product reads it where it lies. So it does with a
+//! left operand that is plain in [`super::segments`]. Any other operand is *computed*: its instructions are evaluated into scratch, either wholly before the product (if several
 //! blocks need the same part and it is not too large) or as a block needs it. Where the product wants the right
 //! operand in panels (see [`super::product`]), they are made once for all blocks or by each block.
 //!
@@ -18,6 +18,7 @@ use super::planner::{Given, Planner, indices};
 use super::product::{Factor, Right, multiply, pack, padded, panels, wants_panels};
 use super::rows::{Shared, dims_of};
 use super::scratch::{Need, Scratch, Worker};
+use super::segments::Segments;
 use super::threads::share;
 use dnx_codegen::kernel::{Atom, Idx, Inst, InstId, Kernel, Role};
 use dnx_ir::DType;
@@ -60,6 +61,8 @@ struct Matrix {
 
 enum Operand {
     Plain(Matrix),
+    /// A left operand that is plain piece by piece.
+    Segments(Box<Segments>),
     /// Evaluated; `k_inner`: K runs fastest where it is put.
     Computed {
         plan: Box<Plan>,
@@ -127,7 +130,7 @@ fn extent(dims: &[(usize, usize)]) -> usize {
 impl Contract {
     pub(crate) fn new(kernel: &Kernel, in_place: &[bool]) -> Result<Contract, String> {
         let of = |role| dims_of(kernel, |r| r == role);
-        let (bd, md, nd, kd) = (of(Role::Batch), of(Role::M), of(Role::N), of(Role::Reduce));
+        let (bd, mut md, nd, mut kd) = (of(Role::Batch), of(Role::M), of(Role::N), of(Role::Reduce));
         let (batch, m, n, k) = (extent(&bd), extent(&md), extent(&nd), extent(&kd));
         let mut dots = kernel.insts.iter().enumerate().filter_map(|(i, inst)| match inst {
             Inst::Dot { lhs, rhs } => Some((InstId(i as u32), *lhs, *rhs)),
@@ -137,6 +140,9 @@ impl Contract {
             return Err("a contraction without exactly one dot".to_string());
         };
         let int = !kernel.dtype(lhs).is_float();
+        if let Some(better) = segmented_order(kernel, lhs, &bd, &md, &kd) {
+            (md, kd) = better;
+        }
         let reduce_mask: u64 = kd.iter().map(|d| 1u64 << d.0).sum();
         let masks = kernel.dependence();
         if kernel.stores.iter().any(|s| (masks[s.value.index()] | s.index.dims()) & reduce_mask != 0) {
@@ -170,6 +176,15 @@ impl Contract {
                 && let Some(matrix) = Matrix::new(*arg, index, &bd, rows, &kd)
             {
                 return Ok(Operand::Plain(matrix));
+            }
+            if let Inst::Load { arg: from, index, dynamic } = kernel.inst(id)
+                && !int
+                && dynamic.is_empty()
+                && arg == args
+                && kernel.args[*from as usize].dtype == DType::F32
+                && let Some(segments) = Segments::new(*from, index, &outer, &kd)
+            {
+                return Ok(Operand::Segments(Box::new(segments)));
             }
             let r = extent(rows);
             let whole = others > 1 && batch * r * k <= WHOLE;
@@ -205,6 +220,7 @@ impl Contract {
         let rhs = operand(rhs, &nd, blocks.cols, m_blocks, args + 1)?;
         let (along, deep) = match &rhs {
             Operand::Plain(matrix) => (matrix.row, matrix.col),
+            Operand::Segments(_) => unreachable!("right operands have no segments"),
             Operand::Computed { k_inner: true, whole, .. } => (if *whole { k } else { blocks.depth } as i64, 1),
             Operand::Computed { whole, .. } => (1, if *whole { n } else { blocks.cols } as i64),
         };
@@ -217,7 +233,7 @@ impl Contract {
             false => Panels::Never,
         };
         let uniform = |o: &Operand| match o {
-            Operand::Plain(_) => 0,
+            Operand::Plain(_) | Operand::Segments(_) => 0,
             Operand::Computed { plan, .. } => plan.uniform_words,
         };
         let whole = |o: &Operand, r: usize| match o {
@@ -237,7 +253,7 @@ impl Contract {
 
     fn plans(&self) -> impl Iterator<Item = &Plan> {
         let computed = [&self.lhs, &self.rhs].into_iter().filter_map(|o| match o {
-            Operand::Plain(_) => None,
+            Operand::Plain(_) | Operand::Segments(_) => None,
             Operand::Computed { plan, .. } => Some(&**plan),
         });
         std::iter::once(&self.epilogue).chain(computed)
@@ -391,13 +407,16 @@ impl Contract {
             // SAFETY: the ranges lie in the operands, and nobody else computes this block.
             unsafe {
                 let right = match self.panels {
-                    Panels::Whole => Right::Panels(self.shared_panels(shared, batch, cols, depths)),
+                    Panels::Whole => {
+                        let ptr = self.shared_panels(shared, batch, cols, depths);
+                        Right::Panels { ptr, depth: k, from: 0 }
+                    }
                     _ => {
                         let right =
                             self.operand(&self.rhs, 1, &env, shared, worker, tiles[1], batch, cols, depths, self.n);
                         if self.panels == Panels::Tile {
                             (0..super::product::panels(n)).for_each(|piece| pack(right, n, k, piece, panels));
-                            Right::Panels(panels)
+                            Right::Panels { ptr: panels, depth: k, from: 0 }
                         } else {
                             Right::Lines(right)
                         }
@@ -407,7 +426,6 @@ impl Contract {
                 while row < rows.1 {
                     let strip = (row, (row + self.blocks.strip).min(rows.1));
                     let m = strip.1 - row;
-                    let left = self.operand(&self.lhs, 0, &env, shared, worker, tiles[0], batch, strip, depths, self.m);
                     let (to, stride) = match &self.out {
                         Some(out) => {
                             let at = out.at(batch) + row as i64 * out.row + cols.0 as i64;
@@ -416,11 +434,19 @@ impl Contract {
                         None if self.shallow() => (acc as *mut f32, n as isize),
                         None => (acc.add((row - rows.0) * n) as *mut f32, n as isize),
                     };
-                    match right {
-                        Right::Lines(right) if self.int => {
-                            product_int((m, n, k), left, right, to as *mut u32, stride, from > 0)
+                    if let Operand::Segments(segments) = &self.lhs {
+                        let base = shared.args[segments.arg] as *const f32;
+                        let rows = (batch * self.m + strip.0, batch * self.m + strip.1);
+                        segments.multiply(base, rows, n, depths, right, to, stride, from > 0);
+                    } else {
+                        let left =
+                            self.operand(&self.lhs, 0, &env, shared, worker, tiles[0], batch, strip, depths, self.m);
+                        match right {
+                            Right::Lines(right) if self.int => {
+                                product_int((m, n, k), left, right, to as *mut u32, stride, from > 0)
+                            }
+                            right => multiply((m, n, k), left, right, to, stride, from > 0),
                         }
-                        right => multiply((m, n, k), left, right, to, stride, from > 0),
                     }
                     if done && self.out.is_none() {
                         let first = batch * self.m;
@@ -454,6 +480,7 @@ impl Contract {
                 let base = shared.args[matrix.arg] as *const f32;
                 (base, matrix.at(batch), matrix.row, matrix.col)
             }
+            Operand::Segments(_) => unreachable!("segments multiply by themselves"),
             Operand::Computed { k_inner, .. } => {
                 let (row, col) = if *k_inner { (self.k, 1) } else { (1, extent) };
                 let base = unsafe { shared.area.add(self.shared[3 + which]) } as *const f32;
@@ -518,6 +545,29 @@ unsafe fn product_int(
             unsafe { *place = sum };
         }
     }
+}
+
+/// An order of the dims of M and of K in which the left operand lies in segments, if it does not in theirs: as it is
+/// in memory. Gradients of convolutions by their weights come with channels outermost.
+fn segmented_order(
+    kernel: &Kernel,
+    lhs: InstId,
+    batch: &[(usize, usize)],
+    rows: &[(usize, usize)],
+    k: &[(usize, usize)],
+) -> Option<(Vec<(usize, usize)>, Vec<(usize, usize)>)> {
+    let Inst::Load { arg, index, .. } = kernel.inst(lhs) else { return None };
+    let outer = |rows: &[(usize, usize)]| -> Vec<_> { batch.iter().chain(rows).copied().collect() };
+    if Matrix::new(*arg, index, batch, rows, k).is_some() || Segments::new(*arg, index, &outer(rows), k).is_some() {
+        return None;
+    }
+    let sorted = |dims: &[(usize, usize)]| {
+        let mut dims = dims.to_vec();
+        dims.sort_by_key(|d| std::cmp::Reverse(index.coef(d.0).unsigned_abs()));
+        dims
+    };
+    let (rows, k) = (sorted(rows), sorted(k));
+    Segments::new(*arg, index, &outer(&rows), &k).map(|_| (rows, k))
 }
 
 /// Whether the loads under an operand run along K rather than along its rows.

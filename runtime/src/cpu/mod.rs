@@ -21,6 +21,7 @@ mod rows;
 mod scatter;
 mod scores;
 mod scratch;
+mod segments;
 mod select;
 mod space;
 mod threads;
@@ -52,12 +53,6 @@ impl Queue {
     pub(crate) fn enter(&self) -> MutexGuard<'_, ()> {
         // The lock guards no invariant: after a panic elsewhere memory is still memory.
         self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Waits for the turn to run a program. `None` on a thread that waits for a fork of one: the pool has given it
-    /// a task that starts another, which would wait for itself.
-    pub(crate) fn enter_program(&self) -> Option<MutexGuard<'_, ()>> {
-        if threads::waits() { None } else { Some(self.enter()) }
     }
 }
 

@@ -10,7 +10,6 @@ use super::scatter::ScatterAdd;
 use super::scratch::{Need, Scratch};
 use super::threads::share;
 use super::{CpuMemory, Queue};
-use crate::{Error, Result};
 use dnx_codegen::exec::{ALIGN, BufRef, Collective, Executable, Step};
 use dnx_codegen::kernel::{Access, Kernel, Kind};
 use std::collections::HashMap;
@@ -63,7 +62,6 @@ enum Work {
 /// An executable with its kernels planned, and the memory that belongs to it.
 pub(crate) struct CpuProgram {
     queue: Arc<Queue>,
-    name: String,
     work: Vec<Work>,
     slabs: Vec<CpuMemory>,
     constants: Vec<CpuMemory>,
@@ -162,7 +160,7 @@ impl CpuProgram {
             });
         }
         let scratch = Scratch::new(need, rayon::current_num_threads())?;
-        Ok(CpuProgram { queue, name: exec.name.clone(), work, slabs, constants, scratch })
+        Ok(CpuProgram { queue, work, slabs, constants, scratch })
     }
 
     pub(crate) fn bind(self: &Arc<Self>, inputs: Vec<CpuMemory>, outputs: Vec<CpuMemory>) -> CpuBound {
@@ -237,42 +235,31 @@ fn overlaps(kernel: &Kernel, args: &[BufRef]) -> Vec<bool> {
 }
 
 impl CpuBound {
-    pub(crate) fn run(&self) -> Result<()> {
-        self.walk(&mut || {})
+    pub(crate) fn run(&self) {
+        self.walk(&mut || {});
     }
 
     /// The time of each step of one run.
-    pub(crate) fn profile(&self) -> Result<Vec<Duration>> {
+    pub(crate) fn profile(&self) -> Vec<Duration> {
         let mut times = Vec::with_capacity(self.steps.len());
         let mut before = Instant::now();
         self.walk(&mut || {
             times.push(before.elapsed());
             before = Instant::now();
-        })?;
-        Ok(times)
+        });
+        times
     }
 
-    fn walk(&self, after: &mut (dyn FnMut() + Send)) -> Result<()> {
+    fn walk(&self, after: &mut dyn FnMut()) {
         let program = &self.program;
-        let Some(_turn) = program.queue.enter_program() else {
-            return Err(Error::Reentrant { program: program.name.clone() });
-        };
-        let mut all = move || {
-            let ops = ops();
-            for (work, step) in program.work.iter().zip(&self.steps) {
-                // SAFETY: `check_ranges` saw that each argument has its elements, `DonatedTwice` that no two inputs
-                // are written through one another, and the queue that nobody else touches the memory now.
-                unsafe { work.run(ops, step, &program.scratch) };
-                after();
-            }
-        };
-        // One entry into the pool for the whole program: forks inside it are cheap.
-        if rayon::current_thread_index().is_some() || program.scratch.threads() == 1 {
-            all();
-        } else {
-            rayon::scope(|_| all());
+        let _turn = program.queue.enter();
+        let ops = ops();
+        for (work, step) in program.work.iter().zip(&self.steps) {
+            // SAFETY: `check_ranges` saw that each argument has its elements, `DonatedTwice` that no two inputs
+            // are written through one another, and the queue that nobody else touches the memory now.
+            unsafe { work.run(ops, step, &program.scratch) };
+            after();
         }
-        Ok(())
     }
 }
 

@@ -302,12 +302,25 @@ impl Test {
         if step == 0 {
             return if self.holds(place) { (0, len) } else { (0, 0) };
         }
-        let first = self.index.at(place);
-        // The first points at or beyond either end of the interval, counted along the run.
+        self.stretch(self.index.at(place), step, len)
+    }
+
+    /// For which of `len` points in a line it holds: at the first of them its index is `first`, and from each to the
+    /// next it grows by `step`. Only for tests that ask for no multiple.
+    pub(crate) fn stretch(&self, first: i64, step: i64, len: usize) -> (usize, usize) {
+        if step == 0 {
+            return if first >= self.lo && first < self.hi { (0, len) } else { (0, 0) };
+        }
+        // The first points at or beyond either end of the interval, counted along the line.
         let (from, to) =
             if step > 0 { (self.lo - first, self.hi - first) } else { (first - self.hi + 1, first - self.lo + 1) };
         let count = |x: i64| (x + step.abs() - 1).div_euclid(step.abs()).clamp(0, len as i64) as usize;
         (count(from), count(to))
+    }
+
+    /// Its index, if it is affine and asks for no multiple.
+    pub(crate) fn plain(&self) -> Option<&Index> {
+        (self.multiple == 1 && self.index.parts.is_empty()).then_some(&self.index)
     }
 
     /// Buffers that [`Test::fill`] needs.

@@ -26,8 +26,18 @@ pub(crate) struct Factor {
 pub(crate) enum Right {
     /// Where it lies. With microkernels `along` must be 1, unless there is a single column.
     Lines(Factor),
-    /// The panels that [`pack`] has made of it.
-    Panels(*const f32),
+    /// From line `from` on of the panels that [`pack`] has made of `depth` lines.
+    Panels { ptr: *const f32, depth: usize, from: usize },
+}
+
+impl Right {
+    /// Without its first `lines` lines along `k`.
+    pub(crate) fn after(self, lines: usize) -> Right {
+        match self {
+            Right::Lines(f) => Right::Lines(Factor { ptr: f.ptr.wrapping_offset(lines as isize * f.k), ..f }),
+            Right::Panels { ptr, depth, from } => Right::Panels { ptr, depth, from: from + lines },
+        }
+    }
 }
 
 /// Left rows from which on panels are worth making of a right factor that could be read where it lies.
@@ -138,7 +148,7 @@ pub(crate) unsafe fn multiply(
     match (micro::best(), right) {
         (Some(micro), _) => unsafe { multiply_with(micro, (m, n, k), left, right, to, stride, add) },
         (None, Right::Lines(right)) => unsafe { foreign((m, n, k), left, right, to, stride, add) },
-        (None, Right::Panels(_)) => unreachable!("panels are for microkernels"),
+        (None, Right::Panels { .. }) => unreachable!("panels are for microkernels"),
     }
 }
 
@@ -167,7 +177,10 @@ unsafe fn multiply_with(
             unsafe {
                 let (b, b_stride) = match right {
                     Right::Lines(right) => (right.ptr.add(first * lanes), right.k),
-                    Right::Panels(all) => (all.add(first * lanes * k), (vectors * lanes) as isize),
+                    Right::Panels { ptr, depth, from } => {
+                        let width = vectors * lanes;
+                        (ptr.add(first * lanes * depth + from * width), width as isize)
+                    }
                 };
                 let a = left.ptr.offset(row as isize * left.along);
                 let c = to.offset(row as isize * stride).add(first * lanes);
@@ -253,7 +266,7 @@ mod tests {
                     for panel in 0..Cut::new(micro, n).count {
                         unsafe { pack_with(micro, lines, n, k, panel, panels.as_mut_ptr()) };
                     }
-                    let mut rights = vec![Right::Panels(panels.as_ptr())];
+                    let mut rights = vec![Right::Panels { ptr: panels.as_ptr(), depth: k, from: 0 }];
                     rights.extend((b_along == 1).then_some(Right::Lines(lines)));
                     for right in rights {
                         // One number beyond each row must stay as it was.
@@ -294,6 +307,28 @@ mod tests {
             for (i, row) in part.chunks(51).enumerate() {
                 assert_eq!(row, &whole[(3 + i) * n + 40..][..51]);
             }
+        }
+    }
+
+    #[test]
+    fn products_continue_where_they_stopped() {
+        for micro in &micro::all() {
+            let (m, n, k, stop) = (11, 70, 29, 13);
+            let ((a, a_along, a_k), (b, b_along, b_k)) = (factor(m, k, 0), factor(n, k, 0));
+            let left = Factor { ptr: a.as_ptr(), along: a_along, k: a_k };
+            let lines = Factor { ptr: b.as_ptr(), along: b_along, k: b_k };
+            let mut panels = vec![f32::NAN; n.next_multiple_of(micro.lanes) * k];
+            for panel in 0..Cut::new(micro, n).count {
+                unsafe { pack_with(micro, lines, n, k, panel, panels.as_mut_ptr()) };
+            }
+            let right = Right::Panels { ptr: panels.as_ptr(), depth: k, from: 0 };
+            let rest = Factor { ptr: unsafe { left.ptr.add(stop) }, ..left };
+            let mut got = vec![0.0; m * n];
+            unsafe {
+                multiply_with(micro, (m, n, stop), left, right, got.as_mut_ptr(), n as isize, false);
+                multiply_with(micro, (m, n, k - stop), rest, right.after(stop), got.as_mut_ptr(), n as isize, true);
+            }
+            assert_eq!(got, expected(m, n, k, left, lines, 0.0));
         }
     }
 
