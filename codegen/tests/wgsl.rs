@@ -33,6 +33,7 @@ fn odd_sizes_pass_naga() {
             kernels::loop_silu(n),
             kernels::row_softmax(n, n, DType::F32),
             kernels::row_softmax(n, 1, DType::BF16),
+            kernels::row_norm(n, 3, 4 * n),
             kernels::column_sum(n, 3, 0),
             kernels::column_sum(3, n, 2),
             kernels::contract_matmul(1, n, 1, 3, DType::F32, false),
@@ -134,5 +135,24 @@ fn snapshots() {
                 .collect();
             insta::assert_snapshot!(name, text.join("\n// ---- next stage ----\n"));
         }
+    }
+}
+
+/// What only some devices are given: cooperative matrices, subgroups, a rasteriser's tiles.
+#[test]
+fn snapshots_of_other_devices() {
+    let matrices = GpuLimits { subgroup: Some((32, 64)), cooperative_matrix: Some(16), ..limits(true) };
+    let mut half = kernels::contract_layout(2, 36, 20, 28, DType::F16, "nt");
+    half.tile = Tile { tier: Tier::Matrix, workgroup: 0, block: [32, 32, 16], per_invocation: [16, 16], split: 1 };
+    let software = GpuLimits { class: GpuClass::Software, subgroup: Some((8, 8)), ..limits(true) };
+    let mut broadcast = kernels::contract_layout(2, 36, 20, 28, DType::F32, "nn");
+    broadcast.tile = Tile { tier: Tier::Broadcast, workgroup: 0, block: [8, 32, 4], per_invocation: [8, 4], split: 1 };
+    let cases = [
+        ("contract_matrix", half, matrices),
+        ("contract_broadcast", broadcast, software),
+        ("row_norm_subgroups", kernels::row_norm(2, 5, 768), GpuLimits { subgroup: Some((16, 32)), ..limits(false) }),
+    ];
+    for (name, kernel, limits) in cases {
+        insta::assert_snapshot!(name, shaders(&kernel, &limits).unwrap()[0].wgsl);
     }
 }

@@ -1,12 +1,13 @@
 //! Column kernels: reductions over the slow dims to a short vector or a scalar.
 //!
-//! A workgroup is `lanes x columns`: each invocation runs down its column with step `lanes`, then a tree over the
-//! lanes in workgroup memory gives one partial result per column. If the reduced extent is split over several
+//! A workgroup is `lanes x columns`: each invocation runs down its column with step `lanes`, then the lanes of a column
+//! are added up, within subgroups by shuffles where there are some, beyond by a tree in workgroup memory. If the reduced extent is split over several
 //! workgroups, the partial results go to scratch, `[part, reduction, column]`, and a second stage of the same shape
 //! reduces those. Every order is fixed by the sizes alone. Full stores happen in the first stage, each point once;
 //! what follows the reductions happens in the last.
 
 use super::row::neutral;
+use super::team::{Running, Team, shuffle};
 use super::workgroup_size;
 use super::writer::{Writer, refuse};
 use crate::exec::Shader;
@@ -48,6 +49,7 @@ pub(super) fn write(kernel: &Kernel, limits: &GpuLimits) -> Result<Vec<Shader>> 
         column_blocks,
         wide,
         lanes,
+        team: Team { size: wide * lanes, workgroup: wide * lanes, subgroup: limits.subgroup.map(|(least, _)| least) },
         reductions,
     };
     plan.refuse_chains(kernel)?;
@@ -68,6 +70,7 @@ struct Plan {
     column_blocks: usize,
     wide: u32,
     lanes: u32,
+    team: Team,
     reductions: Vec<InstId>,
 }
 
@@ -109,7 +112,7 @@ impl Plan {
         for &id in &self.reductions {
             let (accumulator, neutral) = neutral(w, id)?;
             w.line(format!("var s{}: {accumulator} = {neutral};", id.0));
-            if self.lanes > 1 {
+            if self.lanes > self.exchanged() {
                 w.declare(format!("var<workgroup> lanes_s{}: array<{accumulator}, {}>;", id.0, self.lanes * self.wide));
             }
         }
@@ -124,17 +127,41 @@ impl Plan {
         }
     }
 
-    /// The tree over the lanes; afterwards lane 0 has the result of its column in `s<id>`.
-    fn combine(&self, w: &mut Writer) {
+    /// Lanes of a column that are sure to be in one subgroup.
+    fn exchanged(&self) -> u32 {
+        (self.team.exchange() / self.wide).clamp(1, self.lanes)
+    }
+
+    /// Begins the entry point.
+    fn open_main(&self, w: &mut Writer) {
+        match self.exchanged() {
+            1 => w.open_main(self.wide * self.lanes),
+            _ => self.team.open_main(w),
+        }
+    }
+
+    /// Adds up the lanes; afterwards lane 0 has the result of its column in `s<id>`.
+    fn combine(&self, w: &mut Writer) -> Result<()> {
         if self.lanes == 1 || self.reductions.is_empty() {
-            return;
+            return Ok(());
+        }
+        let exchanged = self.exchanged();
+        if exchanged > 1 {
+            let running: Vec<Running> =
+                self.reductions.iter().map(|id| Running { value: format!("s{}", id.0), position: None }).collect();
+            w.open("{");
+            shuffle(w, &self.reductions, &running, self.wide..exchanged * self.wide)?;
+            w.close();
+        }
+        if self.lanes == exchanged {
+            return Ok(());
         }
         for &id in &self.reductions {
             w.line(format!("lanes_s{0}[lid] = s{0};", id.0));
         }
         w.line("workgroupBarrier();");
         let mut half = self.lanes / 2;
-        while half > 0 {
+        while half >= exchanged {
             w.open(format!("if (lane < {half}u) {{"));
             for &id in &self.reductions {
                 let (mine, theirs) =
@@ -151,6 +178,7 @@ impl Plan {
         for &id in &self.reductions {
             w.line(format!("s{0} = lanes_s{0}[lid];", id.0));
         }
+        Ok(())
     }
 
     /// Names the reductions and prints what follows them.
@@ -171,7 +199,7 @@ impl Plan {
     fn first(&self, kernel: &Kernel, limits: &GpuLimits, scratch: u64) -> Result<Shader> {
         let mut w = Writer::new(kernel, limits);
         let workgroups = (self.column_blocks * self.parts) as u64;
-        w.open_main(self.wide * self.lanes);
+        self.open_main(&mut w);
         w.workgroup_index("w", workgroups);
         let block = match (self.parts, self.column_blocks) {
             (1, _) => "w".to_string(),
@@ -212,7 +240,7 @@ impl Plan {
             w.close();
         }
         w.close();
-        self.combine(&mut w);
+        self.combine(&mut w)?;
         if self.parts == 1 {
             self.finish(&mut w, &once)?;
         } else if !self.reductions.is_empty() {
@@ -236,7 +264,7 @@ impl Plan {
         let mut w = Writer::new(kernel, limits);
         let workgroups = self.column_blocks as u64;
         w.use_scratch();
-        w.open_main(self.wide * self.lanes);
+        self.open_main(&mut w);
         w.workgroup_index("w", workgroups);
         self.place(&mut w, "w");
         w.decode(&self.column_dims.clone(), "column");
@@ -248,7 +276,7 @@ impl Plan {
             self.take(&mut w, id, &format!("bitcast<{accumulator}>(scratch[{at}])"));
         }
         w.close();
-        self.combine(&mut w);
+        self.combine(&mut w)?;
         let once: Vec<usize> = (0..kernel.stores.len()).filter(|&s| !w.store_is_full(s)).collect();
         self.finish(&mut w, &once)?;
         w.close();

@@ -20,6 +20,7 @@ mod multi;
 mod quad;
 mod row;
 mod scatter;
+mod team;
 mod writer;
 
 use crate::exec::Shader;

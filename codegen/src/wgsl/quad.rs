@@ -115,12 +115,45 @@ impl Writer<'_> {
         dim: usize,
         given: &[(InstId, [String; 4])],
     ) -> Result<Vec<Scope>> {
-        let first = self.coord(dim)?;
+        self.coord(dim)?;
         for (id, parts) in given {
             self.set(*id, parts[0].clone());
         }
         self.hoist(values, 1 << dim)?;
         let mut loads: Vec<(InstId, [String; 4])> = given.to_vec();
+        loads.extend(self.load_quads(values, dim)?);
+        let mut scopes = self.quad_scopes(dim)?;
+        for (c, scope) in scopes.iter_mut().enumerate() {
+            std::mem::swap(&mut self.scope, scope);
+            for (id, parts) in &loads {
+                self.set(*id, parts[c].clone());
+            }
+            self.emit(values)?;
+            std::mem::swap(&mut self.scope, scope);
+        }
+        Ok(scopes)
+    }
+
+    /// The scopes of the four points of the quad that begins at the present coordinate of `dim`.
+    pub(super) fn quad_scopes(&mut self, dim: usize) -> Result<Vec<Scope>> {
+        let first = self.coord(dim)?;
+        let (outer, suffix) = (self.scope.clone(), self.suffix().to_string());
+        let mut scopes = Vec::new();
+        for c in 0..4 {
+            self.scope = outer.clone();
+            self.set_suffix(&format!("{suffix}_{c}"));
+            if c > 0 {
+                self.scope.coords[dim] = Coord::Ready(format!("({first} + {c}u)"));
+            }
+            scopes.push(std::mem::replace(&mut self.scope, outer.clone()));
+        }
+        Ok(scopes)
+    }
+
+    /// Prints the loads of whole quads that these values need and that have no name yet, each with the expressions of
+    /// its four elements.
+    pub(super) fn load_quads(&mut self, values: &[InstId], dim: usize) -> Result<Vec<(InstId, [String; 4])>> {
+        let mut loads = Vec::new();
         for id in needed(self.kernel, values) {
             let Inst::Load { arg, index, dynamic } = self.kernel.inst(id) else { continue };
             let wide = self.wide.contains(arg) && is_quad_load(self.kernel, &self.dependence, id, dim);
@@ -140,23 +173,7 @@ impl Writer<'_> {
             }
             loads.push((id, parts));
         }
-        let (outer, suffix) = (self.scope.clone(), self.suffix().to_string());
-        let mut scopes = Vec::new();
-        for c in 0..4 {
-            self.scope = outer.clone();
-            let suffix = format!("{suffix}_{c}");
-            self.set_suffix(&suffix);
-            if c > 0 {
-                self.scope.coords[dim] = Coord::Ready(format!("({first} + {c}u)"));
-            }
-            for (id, parts) in &loads {
-                self.set(*id, parts[c].clone());
-            }
-            self.emit(values)?;
-            scopes.push(self.scope.clone());
-        }
-        self.scope = outer;
-        Ok(scopes)
+        Ok(loads)
     }
 
     /// Prints the store of a quad, whose values are in these scopes, to a wide argument.

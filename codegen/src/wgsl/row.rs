@@ -2,16 +2,19 @@
 //!
 //! A *team* of invocations (a power of two; one workgroup holds one team or several) walks a row. Reductions come
 //! in *levels*: those of one level need only the results of the levels before, so they share a pass over the row.
-//! A reduction ends in a tree over the team in workgroup memory, in fixed order.
+//! A reduction ends in a combination of the team's results in fixed order; see [`super::team`].
 //!
+//! Rows that are contiguous in memory and a multiple of four long are walked in quads, of which each is one load.
 //! If a member of the team owns few elements, they are unrolled and every value is computed once and stays in
 //! registers (`v5_0`, `v5_1`...). Otherwise each pass is a loop that loads again what it needs.
 
+use super::quad::{is_quad, is_quad_load};
+use super::team::{Running, Team, combine};
 use super::workgroup_size;
 use super::writer::{Scope, Writer, refuse};
 use crate::exec::Shader;
-use crate::kernel::{Inst, InstId, Kernel, Role};
-use crate::{GpuLimits, Result};
+use crate::kernel::{Access, Inst, InstId, Kernel, Role};
+use crate::{GpuClass, GpuLimits, Result};
 use dnx_ir::ReduceKind;
 
 /// Elements of one invocation kept in registers, at most.
@@ -28,19 +31,28 @@ pub(super) fn write(kernel: &Kernel, limits: &GpuLimits) -> Result<Vec<Shader>> 
     let length = kernel.extent(Role::Reduce);
 
     let largest = workgroup_size(&kernel.tile, 256, limits);
-    let team = (length as u32).div_ceil(4).next_power_of_two().min(1 << largest.ilog2());
-    let team = if length <= 8 { 1 } else { team };
+    let mut team = (length as u32).div_ceil(4).next_power_of_two().min(1 << largest.ilog2());
+    if length <= 8 {
+        team = 1;
+    }
+    // On a processor's rasteriser barriers cost more than they gain.
+    if let (GpuClass::Software, Some((least, _))) = (limits.class, limits.subgroup) {
+        team = team.min(least.max(1));
+    }
     let workgroup = if team >= 64 { team } else { 64.min(1 << largest.ilog2()) };
     let per_workgroup = (workgroup / team) as u64;
     let workgroups = rows.div_ceil(per_workgroup);
-    let each = length.div_ceil(team as usize);
-    let plan =
-        Plan { team, workgroup, length, each, reduce, unrolled: each <= KEEP && each * kernel.insts.len() <= UNROLLED };
+    let quad = quad_dim(&mut w, &reduce);
+    let step = if quad.is_some() { 4 } else { 1 };
+    let each = length.div_ceil(team as usize * step);
+    let unrolled = each * step <= KEEP && each * step * kernel.insts.len() <= UNROLLED;
+    let team = Team { size: team, workgroup, subgroup: limits.subgroup.map(|(least, _)| least) };
+    let plan = Plan { team, length, each, reduce, unrolled, quad, step };
 
     let levels = levels(kernel);
-    w.open_main(workgroup);
+    plan.team.open_main(&mut w);
     w.workgroup_index("w", workgroups);
-    let (row, lane) = match (per_workgroup, team) {
+    let (row, lane) = match (per_workgroup, plan.team.size) {
         (1, _) => ("w".to_string(), "lid".to_string()),
         (n, 1) => (format!("w * {n}u + lid"), "0u".to_string()),
         (n, t) => (format!("w * {n}u + lid / {t}u"), format!("lid % {t}u")),
@@ -66,7 +78,8 @@ pub(super) fn write(kernel: &Kernel, limits: &GpuLimits) -> Result<Vec<Shader>> 
             plan.spread(&mut w, &mut elements, &operands)?;
         }
         let sums = plan.accumulate(&mut w, level, &elements)?;
-        plan.combine(&mut w, level, &sums)?;
+        let last = format!("{}u", plan.length.max(1) - 1);
+        combine(&mut w, &plan.team, level, &sums, &last)?;
         for scope in &mut elements {
             scope.adopt(&w.scope, level);
         }
@@ -77,7 +90,8 @@ pub(super) fn write(kernel: &Kernel, limits: &GpuLimits) -> Result<Vec<Shader>> 
     }
     plan.stores(&mut w, &mut elements, owned)?;
     w.close();
-    let what = format!("row: {team} invocations per row, {per_workgroup} rows per workgroup");
+    let how = if quad.is_some() { " in quads" } else { "" };
+    let what = format!("row: {} invocations per row{how}, {per_workgroup} rows per workgroup", plan.team.size);
     Ok(vec![w.finish(&what, workgroups, 0)?])
 }
 
@@ -99,50 +113,114 @@ fn levels(kernel: &Kernel) -> Vec<Vec<InstId>> {
     levels
 }
 
+/// The dim along which rows are walked in quads, if anything that is loaded lies in whole quads along it. Declares the
+/// arguments wide.
+fn quad_dim(w: &mut Writer, reduce: &[usize]) -> Option<usize> {
+    let kernel = w.kernel;
+    let dim = *reduce.iter().rfind(|&&d| kernel.dims[d].size > 1)?;
+    if !kernel.dims[dim].size.is_multiple_of(4) {
+        return None;
+    }
+    let loads: Vec<(u32, bool)> = (0..kernel.insts.len() as u32)
+        .filter_map(|i| match kernel.inst(InstId(i)) {
+            Inst::Load { arg, .. } if w.dependence[i as usize] >> dim & 1 == 1 => {
+                Some((*arg, is_quad_load(kernel, &w.dependence, InstId(i), dim)))
+            }
+            _ => None,
+        })
+        .collect();
+    let quads = |arg: u32| loads.iter().filter(|l| l.0 == arg).all(|l| l.1);
+    let any_load = |arg: u32| kernel.insts.iter().any(|i| matches!(i, Inst::Load { arg: a, .. } if *a == arg));
+    let stored_in_quads =
+        |arg: u32| kernel.stores.iter().filter(|s| s.arg == arg).all(|s| is_quad(kernel, arg, &s.index, dim));
+    for arg in 0..kernel.args.len() as u32 {
+        let wide = match kernel.args[arg as usize].access {
+            Access::Read => loads.iter().any(|l| l.0 == arg) && quads(arg),
+            Access::Write => stored_in_quads(arg),
+            Access::ReadWrite => any_load(arg) && quads(arg) && stored_in_quads(arg),
+        };
+        if wide {
+            w.wide.insert(arg);
+        }
+    }
+    let some = loads.iter().any(|l| w.wide.contains(&l.0));
+    if !some {
+        w.wide.clear();
+    }
+    some.then_some(dim)
+}
+
 /// How a row is walked.
 struct Plan {
-    team: u32,
-    workgroup: u32,
+    team: Team,
     length: usize,
+    /// Quads or elements of a member of the team.
     each: usize,
     reduce: Vec<usize>,
     unrolled: bool,
-}
-
-/// What holds the running value of a reduction: the variable, and for `argmax` that of the position.
-struct Running {
-    value: String,
-    position: Option<String>,
+    /// The dim along which quads lie.
+    quad: Option<usize>,
+    /// Elements walked at a time.
+    step: usize,
 }
 
 impl Plan {
-    /// Whether element `e` of a member exists for every member of the team.
+    /// Whether quad or element `e` of a member exists for every member of the team.
     fn always(&self, e: usize) -> bool {
-        (e + 1) * self.team as usize <= self.length
+        (e + 1) * self.team.size as usize * self.step <= self.length
     }
 
-    /// Unrolled: computes these values for every element of this invocation; they stay in scope.
+    /// The condition that quad or element `e` exists, unless it always does.
+    fn exists(&self, e: usize) -> Option<String> {
+        let units = self.length / self.step;
+        (!self.always(e)).then(|| format!("lane + {}u < {units}u", e as u32 * self.team.size))
+    }
+
+    /// Unrolled: computes these values for every element of this invocation; they stay in scope. The scopes of a quad
+    /// follow each other.
     fn spread(&self, w: &mut Writer, elements: &mut Vec<Scope>, values: &[InstId]) -> Result<()> {
         let outer = w.scope.clone();
         for e in 0..self.each {
-            if elements.len() <= e {
+            if elements.len() <= e * self.step {
                 w.scope = outer.clone();
                 w.set_suffix(&format!("_{e}"));
                 let r = format!("r_{e}");
-                let at = match (e, self.team) {
+                let at = match (e, self.team.size) {
                     (_, 1) => format!("{e}u"),
                     (0, _) => "lane".to_string(),
                     (_, t) => format!("lane + {}u", e as u32 * t),
                 };
-                let at = if self.always(e) { at } else { format!("min({at}, {}u)", self.length - 1) };
+                let at = if self.always(e) { at } else { format!("min({at}, {}u)", self.length / self.step - 1) };
+                let at = if self.step > 1 { format!("({at}) * {}u", self.step) } else { at };
                 w.line(format!("let {r} = {at};"));
                 w.decode(&self.reduce, &r);
-                elements.push(w.scope.clone());
+                match self.quad {
+                    Some(dim) => elements.extend(w.quad_scopes(dim)?),
+                    None => elements.push(w.scope.clone()),
+                }
             }
-            w.scope = elements[e].clone();
-            w.scope.adopt_all(&outer);
-            w.emit(values)?;
-            elements[e] = w.scope.clone();
+            let mine = e * self.step..(e + 1) * self.step;
+            for element in &mut elements[mine.clone()] {
+                element.adopt_all(&outer);
+            }
+            if let Some(dim) = self.quad {
+                w.scope = elements[mine.start].clone();
+                let loads = w.load_quads(values, dim)?;
+                // With the coordinates that the loads had decoded.
+                elements[mine.start] = w.scope.clone();
+                for (c, element) in elements[mine.clone()].iter_mut().enumerate() {
+                    std::mem::swap(&mut w.scope, element);
+                    for (id, parts) in &loads {
+                        w.set(*id, parts[c].clone());
+                    }
+                    std::mem::swap(&mut w.scope, element);
+                }
+            }
+            for at in mine {
+                w.scope = elements[at].clone();
+                w.emit(values)?;
+                elements[at] = w.scope.clone();
+            }
         }
         w.scope = outer;
         Ok(())
@@ -163,14 +241,16 @@ impl Plan {
         }
         if self.unrolled {
             let outer = w.scope.clone();
-            for (e, scope) in elements.iter().enumerate() {
-                w.scope = scope.clone();
-                let exists = (!self.always(e)).then(|| format!("lane + {}u < {}u", e as u32 * self.team, self.length));
+            for e in 0..self.each {
+                let exists = self.exists(e);
                 if let Some(condition) = &exists {
                     w.open(format!("if ({condition}) {{"));
                 }
-                for (&id, r) in level.iter().zip(&running) {
-                    take(w, id, r, &format!("r_{e}"))?;
+                for c in 0..self.step {
+                    w.scope = elements[e * self.step + c].clone();
+                    for (&id, r) in level.iter().zip(&running) {
+                        take(w, id, r, &position(e, c))?;
+                    }
                 }
                 if exists.is_some() {
                     w.close();
@@ -179,71 +259,31 @@ impl Plan {
             w.scope = outer;
         } else {
             let operands: Vec<InstId> = level.iter().flat_map(|&r| w.kernel.inst(r).operands()).collect();
-            w.open(self.loop_line());
-            w.decode(&self.reduce, "r");
-            w.emit(&operands)?;
-            for (&id, running) in level.iter().zip(&running) {
-                take(w, id, running, "r")?;
+            for (c, scope) in self.open_loop(w, &operands)?.into_iter().enumerate() {
+                w.scope = scope;
+                for (&id, running) in level.iter().zip(&running) {
+                    take(w, id, running, &if c == 0 { "r".to_string() } else { format!("(r + {c}u)") })?;
+                }
             }
             w.close();
         }
         Ok(running)
     }
 
-    fn loop_line(&self) -> String {
-        format!("for (var r = lane; r < {}u; r = r + {}u) {{", self.length, self.team)
-    }
-
-    /// Combines the team's results and names the reductions.
-    fn combine(&self, w: &mut Writer, level: &[InstId], running: &[Running]) -> Result<()> {
-        if self.team > 1 {
-            for (&id, r) in level.iter().zip(running) {
-                let (accumulator, _) = neutral(w, id)?;
-                w.declare(format!("var<workgroup> team_{}: array<{accumulator}, {}>;", r.value, self.workgroup));
-                w.line(format!("team_{}[lid] = {};", r.value, r.value));
-                if let Some(p) = &r.position {
-                    w.declare(format!("var<workgroup> team_{p}: array<u32, {}>;", self.workgroup));
-                    w.line(format!("team_{p}[lid] = {p};"));
-                }
-            }
-            w.line("workgroupBarrier();");
-            let mut half = self.team / 2;
-            while half > 0 {
-                w.open(format!("if (lane < {half}u) {{"));
-                for (&id, r) in level.iter().zip(running) {
-                    let (mine, theirs) = (format!("team_{}[lid]", r.value), format!("team_{}[lid + {half}u]", r.value));
-                    match (w.kernel.inst(id), &r.position) {
-                        (Inst::Reduce(ReduceKind::Sum, _), _) => w.line(format!("{mine} = {mine} + {theirs};")),
-                        (Inst::Reduce(ReduceKind::Max, _), _) => w.line(format!("{mine} = max({mine}, {theirs});")),
-                        (_, Some(p)) => {
-                            let (here, there) = (format!("team_{p}[lid]"), format!("team_{p}[lid + {half}u]"));
-                            w.open(format!("if ({theirs} > {mine} || ({theirs} == {mine} && {there} < {here})) {{"));
-                            w.line(format!("{mine} = {theirs};"));
-                            w.line(format!("{here} = {there};"));
-                            w.close();
-                        }
-                        _ => return refuse("a row kernel has reductions only, no dot"),
-                    }
-                }
-                w.close();
-                w.line("workgroupBarrier();");
-                half /= 2;
+    /// Opens the loop over the elements of this invocation, evaluates these values and gives the scopes of the
+    /// elements.
+    fn open_loop(&self, w: &mut Writer, values: &[InstId]) -> Result<Vec<Scope>> {
+        let (step, team) = (self.step as u32, self.team.size);
+        let start = if step > 1 { format!("lane * {step}u") } else { "lane".to_string() };
+        w.open(format!("for (var r = {start}; r < {}u; r = r + {}u) {{", self.length, team * step));
+        w.decode(&self.reduce, "r");
+        match self.quad {
+            Some(dim) => w.emit_quad(values, dim, &[]),
+            None => {
+                w.emit(values)?;
+                Ok(vec![w.scope.clone()])
             }
         }
-        for (&id, r) in level.iter().zip(running) {
-            let name = r.position.as_ref().unwrap_or(&r.value);
-            let total = match self.team {
-                1 => name.clone(),
-                t if t == self.workgroup => format!("team_{name}[0]"),
-                _ => format!("team_{name}[lid - lane]"),
-            };
-            let total = match r.position {
-                Some(_) => format!("i32(min({total}, {}u))", self.length.max(1) - 1),
-                None => w.rounded(w.kernel.dtype(id), &total),
-            };
-            w.bind(id, &total)?;
-        }
-        Ok(())
     }
 
     /// Prints all stores.
@@ -272,16 +312,13 @@ impl Plan {
             if let Some(o) = &owned {
                 w.open(format!("if ({o}) {{"));
             }
-            for (e, scope) in elements.iter().enumerate() {
-                w.scope = scope.clone();
-                let guarded = !self.always(e);
-                if guarded {
-                    w.open(format!("if (lane + {}u < {}u) {{", e as u32 * self.team, self.length));
+            for e in 0..self.each {
+                let exists = self.exists(e);
+                if let Some(condition) = &exists {
+                    w.open(format!("if ({condition}) {{"));
                 }
-                for &s in &full {
-                    w.write_store(s)?;
-                }
-                if guarded {
+                self.store(w, &full, &elements[e * self.step..(e + 1) * self.step])?;
+                if exists.is_some() {
                     w.close();
                 }
             }
@@ -293,12 +330,8 @@ impl Plan {
             if let Some(o) = &owned {
                 w.open(format!("if ({o}) {{"));
             }
-            w.open(self.loop_line());
-            w.decode(&self.reduce, "r");
-            w.emit(&values)?;
-            for &s in &full {
-                w.write_store(s)?;
-            }
+            let scopes = self.open_loop(w, &values)?;
+            self.store(w, &full, &scopes)?;
             w.close();
             if owned.is_some() {
                 w.close();
@@ -306,6 +339,27 @@ impl Plan {
         }
         Ok(())
     }
+
+    /// Prints these stores for one quad or element.
+    fn store(&self, w: &mut Writer, full: &[usize], scopes: &[Scope]) -> Result<()> {
+        for &s in full {
+            if w.wide.contains(&w.kernel.stores[s].arg) {
+                w.scope = scopes[0].clone();
+                w.store_quad(s, scopes)?;
+                continue;
+            }
+            for scope in scopes {
+                w.scope = scope.clone();
+                w.write_store(s)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The position in the row of part `c` of quad or element `e`.
+fn position(e: usize, c: usize) -> String {
+    if c == 0 { format!("r_{e}") } else { format!("(r_{e} + {c}u)") }
 }
 
 /// The accumulator type of a reduction and its neutral element.

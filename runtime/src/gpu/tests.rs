@@ -11,7 +11,7 @@ use super::program::GpuBound;
 use super::{GpuError, adapters};
 use dnx_codegen::exec::{BufRef, Executable, KernelEntry, Port, Requires, Step, VERSION};
 use dnx_codegen::kernel::{Access, Kernel, Tier, Tile, interp};
-use dnx_codegen::{GpuLimits, wgsl};
+use dnx_codegen::{GpuClass, GpuLimits, wgsl};
 use dnx_ir::{DType, Mesh, Scalar, Type};
 use std::sync::{Arc, OnceLock};
 
@@ -335,6 +335,36 @@ fn rows() {
     }
     for (a, b, n) in [(1, 1, 1), (2, 5, 65), (3, 3, 300), (1, 2, 2111)] {
         agree_random(&format!("norm {a} {b} {n}"), &kernels::row_norm(a, b, n), 2e-5);
+    }
+}
+
+/// Teams of hardware: several subgroups wide, or without subgroups at all.
+#[test]
+fn teams_of_every_size() {
+    let device = test_device();
+    let of = |class, subgroup| GpuLimits { class, subgroup, ..*device.limits() };
+    for limits in
+        [of(GpuClass::Other, device.limits().subgroup), of(GpuClass::Other, Some((4, 128))), of(GpuClass::Other, None)]
+    {
+        let gallery = [
+            kernels::row_softmax(3, 36, DType::F32),
+            kernels::row_softmax(2, 1000, DType::BF16),
+            kernels::row_norm(2, 3, 300),
+            kernels::row_argmax(3, 7, 11, DType::F32),
+            kernels::row_argmax(2, 50, 60, DType::I32),
+            kernels::column_sum(300, 3, 2),
+            kernels::column_total(3000),
+        ];
+        for (i, kernel) in gallery.iter().enumerate() {
+            let data = fill(kernel, 29);
+            let mut expected = data.clone();
+            interp::run(kernel, &mut expected).unwrap();
+            let got = run(&device, kernel, limits, &data, false);
+            for (a, arg) in kernel.args.iter().enumerate() {
+                let name = format!("kernel {i}, argument {a}, {:?}", limits.subgroup);
+                close(&name, arg.dtype, &got[a], &expected[a], 2e-5);
+            }
+        }
     }
 }
 
