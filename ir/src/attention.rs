@@ -16,7 +16,8 @@
 //!
 //! `q` and `o` are `[B, Tq, H, d]`, `k` and `v` `[B, Tk, H, d]`, of one float dtype; `lse` is `f32[B, H, Tq]`; `bias` is
 //! a float of dims `[B or 1, H or 1, Tq or 1, Tk or 1]`. Everything between is `f32`. A causal query `i` sees the keys
-//! `0..=i`. A mask is a bias of 0 and [`HIDDEN`]; a row that sees no key at all then weighs them alike.
+//! `0..=i`. A mask is a bias of 0 and [`HIDDEN`]; a row that sees no key at all then weighs them alike. (A causal row whose
+//! first keys are all hidden too has finite weights that sum to one; a kernel may leave out keys after it.)
 
 use crate::{
     AttrValue, Builder, CmpOp, DType, DotDims, Func, Graph, Mesh, Op, Result, Scalar, Tensor, Type, ValueId, bail,
