@@ -41,7 +41,7 @@ pub fn compile(func: &Func, options: &Options) -> Result<Compiled> {
 /// As [`compile`].
 pub fn compile_with(func: &Func, options: &Options, verify: bool, dump: &mut Dump) -> Result<Compiled> {
     check_donations(func, options)?;
-    let prepared = prepare_with(func, &options.target, verify, dump)?;
+    let prepared = prepare_with(func, options, verify, dump)?;
     let (func, depths) = without_barriers(&prepared).in_stage(Stage::Fuse)?;
     // One binding is left for the scratch buffer of kernels in two stages.
     let max_args = match &options.target {

@@ -9,6 +9,8 @@ pub struct Options {
     pub target: Target,
     /// `(input, output)` pairs: the input's memory is given up and holds the output after the run.
     pub donate: Vec<(usize, usize)>,
+    /// How values are stored between kernels and what contractions read.
+    pub precision: Precision,
     /// Whether kernels are fused. Without it every op is its own kernel, which is slow and easy to check.
     pub fuse: bool,
 }
@@ -16,7 +18,7 @@ pub struct Options {
 impl Options {
     /// The defaults for a target: nothing donated, fusion on.
     pub fn new(target: Target) -> Options {
-        Options { target, donate: Vec::new(), fuse: true }
+        Options { target, donate: Vec::new(), precision: Precision::F32, fuse: true }
     }
 
     /// The same options with these `(input, output)` pairs donated.
@@ -24,11 +26,45 @@ impl Options {
         self.donate = donate.to_vec();
         self
     }
+
+    /// The same options with this precision.
+    pub fn with_precision(self, precision: Precision) -> Options {
+        Options { precision, ..self }
+    }
 }
 
 impl Default for Options {
     fn default() -> Options {
         Options::new(Target::Cpu)
+    }
+}
+
+/// How values are stored between kernels and what contractions read. Arithmetic and sums are in `f32` in any case,
+/// and so are parameters and results; see [`crate::passes::mixed`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// Everything in `f32`.
+    #[default]
+    F32,
+    /// In `f16`. Gradients need loss scaling.
+    F16,
+    /// In `bf16`: half the memory with the range of `f32`. No tensor cores: products are of `f32`.
+    Bf16Storage,
+    /// What contractions read is rounded to 8 bits, 4 of exponent and 3 of mantissa, with a scale per tensor. An
+    /// emulation: it costs time and saves no memory.
+    Fp8E4m3,
+    /// The same with 5 bits of exponent and 2 of mantissa.
+    Fp8E5m2,
+}
+
+impl Precision {
+    /// Whether gradients are stored in a type of narrow range, so that the loss must be scaled.
+    pub const fn needs_scaling(self) -> bool {
+        match self {
+            Precision::F16 => true,
+            Precision::F32 | Precision::Bf16Storage | Precision::Fp8E4m3 | Precision::Fp8E5m2 => false,
+        }
     }
 }
 

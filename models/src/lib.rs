@@ -26,6 +26,7 @@ pub mod params;
 pub mod patch;
 pub mod process;
 pub mod sample;
+pub mod scaling;
 pub mod step;
 pub mod streams;
 

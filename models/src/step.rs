@@ -6,17 +6,21 @@
 //!
 //! A step whose loss or gradient norm is not finite changes nothing: the state stays that before the step, its
 //! number is kept as the bad step, and later steps change nothing either. So a trainer that looks every hundred
-//! steps still finds the state from which the failure replays.
+//! steps still finds the state from which the failure replays. With [`LossScaling`] the step is skipped instead and
+//! the scale lowered, until it can't be.
 
 use crate::network::Network;
 use crate::optim::{EmaConfig, OptimConfig, global_norm};
 use crate::params::{ParamSpec, Params};
 use crate::process::Process;
+use crate::scaling::ScaleState;
 use crate::{Error, Result, init};
 use dnx_ir::threefry::{Key, key};
 use dnx_ir::{Array, DType, Func, Graph, Tensor, Type};
 use std::ops::Range;
 use std::sync::Arc;
+
+pub use crate::scaling::LossScaling;
 
 /// The bad-step mark of a run in which no step was bad.
 pub const NO_BAD_STEP: u32 = u32::MAX;
@@ -30,7 +34,13 @@ pub enum Role {
     Moment(usize),
     /// The moving average of a parameter.
     Ema,
-    /// The number of steps done, `u32[]`.
+    /// The loss scale, `f32[]`.
+    LossScale,
+    /// Good steps since the loss scale changed, `u32[]`.
+    GoodSteps,
+    /// Steps skipped because their gradient was not finite, `u32[]`.
+    Skipped,
+    /// The number of steps done, skipped ones included, `u32[]`.
     Step,
     /// The first step that was not finite, `u32[]`, or [`NO_BAD_STEP`].
     BadStep,
@@ -39,7 +49,7 @@ pub enum Role {
 /// One tensor of the state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateSpec {
-    /// The parameter's name; `step` and `bad_step` for counters.
+    /// The parameter's name; `step`, `bad_step`, `loss_scale` and so on for scalars.
     pub name: String,
     /// What it is.
     pub role: Role,
@@ -65,6 +75,8 @@ pub struct StepOptions {
     pub accumulate: usize,
     /// Bins of the loss by noise level; 0: not computed.
     pub level_bins: usize,
+    /// Whether and how the loss is scaled.
+    pub scaling: Option<LossScaling>,
 }
 
 /// A training step.
@@ -74,7 +86,8 @@ pub struct TrainProgram {
     pub func: Func,
     /// The loss that it differentiates.
     pub loss: Arc<Func>,
-    /// Its value and gradient.
+    /// Its value and gradient. With loss scaling the scale is a further, last parameter; gradients are multiplied
+    /// with it.
     pub grad: Arc<Func>,
     /// The state: the first inputs and the first results.
     pub state: Vec<StateSpec>,
@@ -84,10 +97,13 @@ pub struct TrainProgram {
     pub frozen: Vec<ParamSpec>,
     /// The batch: the last inputs. `x` and, if the network is conditional, `label`.
     pub batch: Vec<Port>,
-    /// Results after the state: `loss`, `grad_norm`, `lr`, and with bins `level_loss` and `level_count`.
+    /// Results after the state: `loss`, `grad_norm`, `lr`, with loss scaling `loss_scale` and `skipped` (both after the
+    /// step), and with bins `level_loss` and `level_count`.
     pub metrics: Vec<Port>,
     /// Inputs whose buffers may become results.
     pub donate: Vec<(usize, usize)>,
+    /// How the loss is scaled.
+    pub scaling: Option<LossScaling>,
 }
 
 impl TrainProgram {
@@ -128,7 +144,8 @@ impl TrainProgram {
         let value = |s: &StateSpec| match s.role {
             Role::Param | Role::Ema => of(&s.name),
             Role::Moment(_) => Array::zeros(s.ty.clone()),
-            Role::Step => word(0),
+            Role::LossScale => Array::f32([], &[self.scaling.unwrap_or_default().initial as f32]),
+            Role::GoodSteps | Role::Skipped | Role::Step => word(0),
             Role::BadStep => word(NO_BAD_STEP),
         };
         self.state.iter().map(value).collect()
@@ -200,7 +217,7 @@ pub fn train_step(
 ) -> Result<TrainProgram> {
     optim.check()?;
     ema.check()?;
-    let &StepOptions { batch, accumulate, level_bins } = options;
+    let &StepOptions { batch, accumulate, level_bins, scaling } = options;
     if batch == 0 || accumulate == 0 || batch % accumulate != 0 {
         let message = format!("is {accumulate}, which does not divide a batch of {batch}");
         return Err(Error::config("train.accumulate", message));
@@ -208,9 +225,14 @@ pub fn train_step(
     let micro = batch / accumulate;
     let LossProgram { func: loss, params, frozen } = loss_program(network, process, micro, level_bins)?;
     let wrt: Vec<usize> = (0..params.len()).collect();
-    let (loss, grad) = (Arc::new(loss.clone()), Arc::new(dnx_autodiff::value_and_grad(&loss, &wrt)?));
+    let loss = Arc::new(loss);
+    let grad = match scaling {
+        None => dnx_autodiff::value_and_grad(&loss, &wrt)?,
+        Some(_) => without_first(&dnx_autodiff::value_and_grad(&scaled(&loss)?, &wrt)?),
+    };
+    let grad = Arc::new(grad);
 
-    let state = state_specs(&params, optim.moments(), ema.enabled());
+    let state = state_specs(&params, optim.moments(), ema.enabled(), scaling.is_some());
     let g = Graph::new("step");
     let old: Vec<Tensor> = state.iter().map(|s| g.param(&port_name(s), s.ty.clone())).collect();
     let constants: Vec<Tensor> = frozen.iter().map(|s| g.param(&s.name, s.ty())).collect();
@@ -220,6 +242,10 @@ pub fn train_step(
 
     let n = params.len();
     let [step, bad] = [old[old.len() - 2], old[old.len() - 1]];
+    let scale_state = scaling.map(|_| {
+        let [scale, good, skipped] = [5, 4, 3].map(|from_end| old[old.len() - from_end]);
+        ScaleState { scale, good, skipped }
+    });
     let word = |value: u32| g.scalar(DType::U32, value as f64);
     let mut sums: Vec<Tensor> = vec![];
     for i in 0..accumulate {
@@ -233,19 +259,26 @@ pub fn train_step(
         args.extend(&constants);
         args.extend([seed, counter]);
         args.extend(batch[1..].iter().map(|t| part(*t, i, accumulate)));
+        args.extend(scale_state.map(|s| s.scale));
         let terms = g.call(&grad, &args);
         sums = if i == 0 { terms } else { before.iter().zip(terms).map(|(&a, b)| a + b).collect() };
     }
     let extra = loss.results.len();
     let loss_value = mean_of(sums[0], accumulate);
-    let grads: Vec<Tensor> = sums[extra..].iter().map(|&t| mean_of(t, accumulate)).collect();
+    let mut grads: Vec<Tensor> = sums[extra..].iter().map(|&t| mean_of(t, accumulate)).collect();
 
     let (new, grad_norm, lr) = g.scope("update", || {
+        if let Some(state) = scale_state {
+            let inverse = 1.0 / state.scale;
+            grads.iter_mut().for_each(|t| *t = *t * inverse);
+        }
         let grad_norm = global_norm(&grads).unwrap_or_else(|| g.scalar(DType::F32, 0.0));
-        let count = step.convert(DType::F32);
+        let updates = scale_state.map_or(step, |s| step - s.skipped);
+        let count = updates.convert(DType::F32);
         let scalars = optim.scalars(count, grad_norm);
         let rate = ema.rate(count);
         let untouched = bad.eq(word(NO_BAD_STEP));
+        // By the exponent bits. The norm is a sum of squares: one infinity or NaN in any gradient makes it one.
         let finite = loss_value.is_finite().and(grad_norm.is_finite());
         // The whole gradient is known first; the update is not begun inside the kernels that make its parts.
         let go = g.barrier(&[untouched.and(finite)])[0];
@@ -267,20 +300,62 @@ pub fn train_step(
             });
         }
         let last = old.len();
-        new[last - 2] = go.select(step + word(1), step);
-        new[last - 1] = untouched.and(finite.not()).select(step, bad);
+        let least = scaling.zip(scale_state).map(|(scaling, state)| scaling.is_least(state));
+        let fails = || least.iter().fold(untouched.and(finite.not()), |fails, &least| fails.and(least));
+        let mut counts = go;
+        if let (Some(scaling), Some(state)) = (scaling, scale_state) {
+            counts = untouched.and(fails().not());
+            let next = scaling.next(state, finite);
+            new[last - 5] = counts.select(next.scale, state.scale);
+            new[last - 4] = counts.select(next.good, state.good);
+            new[last - 3] = counts.select(next.skipped, state.skipped);
+        }
+        new[last - 2] = counts.select(step + word(1), step);
+        new[last - 1] = fails().select(step, bad);
         (new, grad_norm, scalars.lr)
     });
 
-    let mut results = new;
-    results.extend([loss_value, grad_norm, lr]);
-    results.extend(&sums[1..extra]);
     let mut metrics: Vec<Port> = ["loss", "grad_norm", "lr"].map(scalar_port).into();
+    let mut measured = vec![loss_value, grad_norm, lr];
+    if scaling.is_some() {
+        metrics.extend(["loss_scale", "skipped"].map(scalar_port));
+        // Results of their own: those of the state are given back in place of the inputs.
+        measured.extend([5, 3].map(|from_end| new[new.len() - from_end].convert(DType::F32)));
+    }
+    let mut results = new;
+    results.extend(measured);
+    results.extend(&sums[1..extra]);
     if level_bins > 0 {
         metrics.extend(["level_loss", "level_count"].map(|n| Port { name: n.into(), ty: Type::f32([level_bins]) }));
     }
     let donate = (0..state.len()).map(|i| (i, i)).collect();
-    Ok(TrainProgram { func: g.finish(&results)?, loss, grad, state, params, frozen, batch: ports, metrics, donate })
+    Ok(TrainProgram {
+        func: g.finish(&results)?,
+        loss,
+        grad,
+        state,
+        params,
+        frozen,
+        batch: ports,
+        metrics,
+        donate,
+        scaling,
+    })
+}
+
+/// The loss times a scale, which is a further parameter; then the loss's own results.
+fn scaled(loss: &Arc<Func>) -> Result<Func> {
+    let g = Graph::new(&format!("scaled_{}", loss.name));
+    let args: Vec<Tensor> = loss.params.iter().map(|p| g.param(&p.name, loss.ty(p.value).clone())).collect();
+    let scale = g.param("loss_scale", Type::f32([]));
+    let mut results = g.call(loss, &args);
+    results.insert(0, results[0] * scale);
+    Ok(g.finish(&results)?)
+}
+
+/// The function without its first result.
+fn without_first(func: &Func) -> Func {
+    Func { results: func.results[1..].to_vec(), ..func.clone() }
 }
 
 /// Part `i` of `parts` of a batch.
@@ -298,7 +373,7 @@ fn scalar_port(name: &str) -> Port {
     Port { name: name.into(), ty: Type::f32([]) }
 }
 
-fn state_specs(params: &[ParamSpec], moments: usize, ema: bool) -> Vec<StateSpec> {
+fn state_specs(params: &[ParamSpec], moments: usize, ema: bool, scaling: bool) -> Vec<StateSpec> {
     let mut roles = vec![Role::Param];
     roles.extend((0..moments).map(Role::Moment));
     roles.extend(ema.then_some(Role::Ema));
@@ -306,9 +381,16 @@ fn state_specs(params: &[ParamSpec], moments: usize, ema: bool) -> Vec<StateSpec
     for role in roles {
         state.extend(params.iter().map(|p| StateSpec { name: p.name.clone(), role, ty: p.ty() }));
     }
-    for (name, role) in [("step", Role::Step), ("bad_step", Role::BadStep)] {
-        state.push(StateSpec { name: name.into(), role, ty: Type::scalar(DType::U32) });
+    let mut scalar = |name: &str, role: Role, dtype: DType| {
+        state.push(StateSpec { name: name.into(), role, ty: Type::scalar(dtype) });
+    };
+    if scaling {
+        scalar("loss_scale", Role::LossScale, DType::F32);
+        scalar("good_steps", Role::GoodSteps, DType::U32);
+        scalar("skipped", Role::Skipped, DType::U32);
     }
+    scalar("step", Role::Step, DType::U32);
+    scalar("bad_step", Role::BadStep, DType::U32);
     state
 }
 
@@ -316,6 +398,7 @@ fn state_specs(params: &[ParamSpec], moments: usize, ema: bool) -> Vec<StateSpec
 fn port_name(s: &StateSpec) -> String {
     match s.role {
         Role::Param | Role::Step | Role::BadStep => s.name.clone(),
+        Role::LossScale | Role::GoodSteps | Role::Skipped => s.name.clone(),
         Role::Moment(i) => format!("moment{}/{}", i + 1, s.name),
         Role::Ema => format!("ema/{}", s.name),
     }

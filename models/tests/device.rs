@@ -46,7 +46,7 @@ fn training_steps_are_those_of_the_interpreter() {
         (dit(Remat::None), Preset::Ddpm),
     ] {
         let optim = OptimConfig { lr: 1e-3, clip: 1.0, weight_decay: 0.01, ..OptimConfig::default() };
-        let options = StepOptions { batch: 6, accumulate: 2, level_bins: 3 };
+        let options = StepOptions { batch: 6, accumulate: 2, level_bins: 3, scaling: None };
         let program = train_step(&network, &preset.process(), &optim, &EmaConfig::default(), &options).unwrap();
         let mut dims = network.sample_dims().unwrap();
         dims.insert(0, 6);

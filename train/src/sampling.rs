@@ -27,7 +27,8 @@ pub fn generator(
             found.map(|(_, buffer)| buffer.clone()).ok_or_else(missing)
         })
         .collect::<Result<Vec<_>>>()?;
-    Ok(Generator::with_buffers(device, network, &resolved.process, ordered, batch)?)
+    let generator = Generator::with_buffers(device, network, &resolved.process, ordered, batch)?;
+    Ok(generator.with_precision(resolved.config.train.precision))
 }
 
 /// Classes for `count` samples: all the same, or in turn; `None` for a network without classes.

@@ -43,7 +43,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if matches!(args.suite, Suite::Models | Suite::All) {
         for (name, network, data, batch) in models()? {
             let network = network.resolve(&data)?;
-            let options = StepOptions { batch, accumulate: 1, level_bins: 0 };
+            let options = StepOptions { batch, accumulate: 1, level_bins: 0, scaling: None };
             let optim = OptimConfig::default();
             let program = train_step(&network, &Preset::Sit.process(), &optim, &EmaConfig::default(), &options)?;
             let mut inputs = program.initial_state(0);

@@ -4,7 +4,7 @@ use super::{mesh_setting, open_device, print};
 use crate::args::{CompileArgs, Emit, ProgramKind, StatsFormat};
 use dnx::codegen::exec::Executable;
 use dnx::codegen::stats::Stats;
-use dnx::codegen::{Compiled, Dump, GpuLimits, Options, Stage, Target, compile_with, emit};
+use dnx::codegen::{Compiled, Dump, GpuLimits, Options, Precision, Stage, Target, compile_with, emit};
 use dnx::ir::Func;
 use dnx::models::ParamSpec;
 use dnx::models::sample::forward_program;
@@ -24,6 +24,7 @@ struct Input {
     trainable: u64,
     stages: Vec<(Stage, Func)>,
     forward: Option<Forward>,
+    precision: Precision,
 }
 
 /// What `--dump-ir=jvp` differentiates: a loss, by its parameters.
@@ -54,7 +55,7 @@ pub fn run(args: &CompileArgs) -> Result<()> {
         let derivative = dnx::autodiff::jvp(&forward.func, &forward.wrt)?;
         dump.record(Stage::Jvp, || derivative.to_string());
     }
-    let options = Options::new(target).with_donate(&input.donate);
+    let options = Options::new(target).with_donate(&input.donate).with_precision(input.precision);
     let compiled = compile_with(&input.func, &options, true, &mut dump)?;
     let stats = Stats::of(&compiled.exec, input.parameters, input.trainable);
     let mut output = Output { args, printed: String::new() };
@@ -148,7 +149,8 @@ fn read_text(path: &Path) -> Result<Input> {
     let func = dnx::ir::text::parse(&text).map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
     dnx::ir::verify::verify(&func).map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
     let stages = [Stage::Model, Stage::Step].map(|s| (s, func.clone())).to_vec();
-    Ok(Input { func, donate: vec![], parameters: 0, trainable: 0, stages, forward: None })
+    let precision = Precision::F32;
+    Ok(Input { func, donate: vec![], parameters: 0, trainable: 0, stages, forward: None, precision })
 }
 
 fn read_config(args: &CompileArgs) -> Result<Input> {
@@ -167,6 +169,7 @@ fn read_config(args: &CompileArgs) -> Result<Input> {
         }
     };
     let (config, batch) = (&resolved.config, resolved.batch());
+    let precision = config.train.precision;
     let count = |specs: &[ParamSpec]| specs.iter().map(|s| s.elems() as u64).sum::<u64>();
     let specs = config.model.specs()?;
     let parameters = count(&specs);
@@ -178,6 +181,7 @@ fn read_config(args: &CompileArgs) -> Result<Input> {
         parameters,
         trainable,
         forward: None,
+        precision,
     };
     Ok(match args.program {
         ProgramKind::Step => {
@@ -189,7 +193,7 @@ fn read_config(args: &CompileArgs) -> Result<Input> {
             ];
             let wrt = (0..program.params.len()).collect();
             let forward = Some(Forward { func: (*program.loss).clone(), wrt });
-            Input { func: program.func, donate: program.donate, parameters, trainable, stages, forward }
+            Input { func: program.func, donate: program.donate, parameters, trainable, stages, forward, precision }
         }
         ProgramKind::Loss => plain(loss_program(&config.model, &resolved.process, batch, 0)?.func),
         ProgramKind::Forward => plain(forward_program(&config.model, batch, false)?.func),

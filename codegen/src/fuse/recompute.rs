@@ -3,12 +3,12 @@
 //! What reverse mode keeps for later is often pointwise work away from something that is in memory anyway (the
 //! output of a contraction, a row's mean). Such a value is not written; each kernel that wants it repeats the
 //! pointwise work from the *firm* values: parameters, constants, what contractions, reductions, gathers and random
-//! draws give, and whatever must be in memory for another reason. The nodes repeated in a group are its *shadows*.
+//! draws give, values in narrow storage, and whatever must be in memory for another reason. The nodes repeated in a group are its *shadows*.
 
 use super::{Draft, Fuser};
 use crate::kernel::Kind;
 use crate::lower::{Lowered, Refusal, lower};
-use dnx_ir::{NodeId, ValueId};
+use dnx_ir::{DType, NodeId, Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Most nodes repeated for one value.
@@ -89,9 +89,8 @@ impl<'a, 'f> Board<'a, 'f> {
         let ids: Vec<usize> = self.groups.keys().rev().copied().collect();
         let mut readers = self.readers();
         for g in ids {
-            let droppable = |b: &Self, v: &ValueId| {
-                !b.fuser.is_result[v.index()] && !b.is_opaque(*v) && b.fuser.cx.func.def(*v).op.is_elementwise()
-            };
+            let droppable =
+                |b: &Self, v: &ValueId| !b.fuser.is_result[v.index()] && !b.is_opaque(*v) && b.is_repeatable(*v);
             let mut outputs: Vec<ValueId> =
                 self.groups[&g].outputs.iter().copied().filter(|v| droppable(self, v)).collect();
             outputs.sort_by_key(|&v| (std::cmp::Reverse(self.bytes(v)), v));
@@ -125,7 +124,7 @@ impl<'a, 'f> Board<'a, 'f> {
             let id = func.values[at.index()].node;
             let node = &func.nodes[id.index()];
             let works = self.fuser.cx.compute[id.index()];
-            let repeatable = node.op.is_elementwise() || node.op.is_view();
+            let repeatable = self.is_repeatable(at) || node.op.is_view();
             let kept = at != v && (self.fuser.is_result[at.index()] || self.is_opaque(at));
             // Another group's value is in memory unless it was dropped there before.
             let elsewhere = works && self.owner(at) != g && self.groups[&self.owner(at)].outputs.contains(&at);
@@ -143,6 +142,14 @@ impl<'a, 'f> Board<'a, 'f> {
             stack.extend(&node.operands);
         }
         Some((nodes, firm))
+    }
+
+    /// Whether the value is pointwise work that may be repeated. What has been rounded to a narrow type is not: it was
+    /// made to be kept instead of what it is made of.
+    fn is_repeatable(&self, v: ValueId) -> bool {
+        let func = self.fuser.cx.func;
+        let narrows = matches!(func.def(v).op, Op::Convert(DType::F16 | DType::BF16));
+        func.def(v).op.is_elementwise() && !narrows
     }
 
     /// Whether somebody reads the value from memory whatever happens.

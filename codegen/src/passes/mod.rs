@@ -11,11 +11,13 @@
 pub mod canonical;
 pub mod dce;
 pub mod decompose;
+pub mod fp8;
 pub mod inline;
+pub mod mixed;
 pub mod partition;
 pub mod precision;
 
-use crate::{Dump, InStage, Result, Stage, Target};
+use crate::{Dump, InStage, Options, Result, Stage, Target};
 use dnx_ir::{Builder, Func, Node, ValueId, text, verify};
 
 /// `func` made ready for fusion: inlined, canonical, decomposed, of one device.
@@ -23,14 +25,15 @@ use dnx_ir::{Builder, Func, Node, ValueId, text, verify};
 /// # Errors
 /// Names the stage, the op and the model path of what can't be compiled.
 pub fn prepare(func: &Func, target: &Target) -> Result<Func> {
-    prepare_with(func, target, cfg!(debug_assertions), &mut Dump::none())
+    prepare_with(func, &Options::new(*target), cfg!(debug_assertions), &mut Dump::none())
 }
 
-/// [`prepare`], recording the stages in `dump`; with `verify` the verifier runs after each pass.
+/// [`prepare`] at the options' precision, recording the stages in `dump`; with `verify` the verifier runs after each pass.
 ///
 /// # Errors
 /// As [`prepare`].
-pub fn prepare_with(func: &Func, target: &Target, verify: bool, dump: &mut Dump) -> Result<Func> {
+pub fn prepare_with(func: &Func, options: &Options, verify: bool, dump: &mut Dump) -> Result<Func> {
+    let target = &options.target;
     let mut after = |stage: Stage, f: Func| -> Result<Func> {
         if verify {
             check(stage, &f)?;
@@ -43,7 +46,7 @@ pub fn prepare_with(func: &Func, target: &Target, verify: bool, dump: &mut Dump)
     }
     let f = after(Stage::Inline, inline::inline(func, target)?)?;
     let f = after(Stage::Canonical, canonical::canonical(&f)?)?;
-    let f = after(Stage::Precision, precision::precision(&f, target)?)?;
+    let f = after(Stage::Precision, precision::precision(&mixed::mixed(&f, options.precision)?, target)?)?;
     let f = after(Stage::Decompose, decompose::decompose(&f, target)?)?;
     // What the passes since then added (conversions, expanded powers, constants for indices) is canonical too.
     let f = canonical::canonical(&partition::partition(&f)?)?;
@@ -152,7 +155,7 @@ mod tests {
         let x = g.param("x", Type::f32([4]));
         let f = g.finish(&g.call(&square, &[x])).unwrap();
         let mut dump = Dump::all();
-        prepare_with(&f, &Target::Cpu, true, &mut dump).unwrap();
+        prepare_with(&f, &Options::default(), true, &mut dump).unwrap();
         let stages: Vec<Stage> = dump.texts().map(|(s, _)| s).collect();
         let passes = [Stage::Inline, Stage::Canonical, Stage::Precision, Stage::Decompose, Stage::Partition];
         assert_eq!(stages, passes);
@@ -170,7 +173,7 @@ mod tests {
         let x = g.param("x", Type::f32([4]));
         let mut f = g.finish(&[x.exp()]).unwrap();
         f.values[1].ty = Type::f32([5]);
-        let e = prepare_with(&f, &Target::Cpu, true, &mut Dump::none()).unwrap_err().to_string();
+        let e = prepare_with(&f, &Options::default(), true, &mut Dump::none()).unwrap_err().to_string();
         assert!(e.contains("model") && e.contains("exp"), "{e}");
     }
 }

@@ -6,7 +6,7 @@ use crate::params::{ParamSpec, Params};
 use crate::process::{Level, Process};
 use crate::step::Port;
 use crate::{Error, Result};
-use dnx_codegen::{Options, compile};
+use dnx_codegen::{Options, Precision, compile};
 use dnx_ir::{Array, DType, Func, Graph, Type};
 use dnx_runtime::{Bound, Buffer, Device};
 
@@ -70,6 +70,7 @@ pub struct Generator {
     weights: Vec<Buffer>,
     batch: usize,
     dims: Vec<usize>,
+    precision: Precision,
     plain: Option<Bound>,
     guided: Option<Bound>,
 }
@@ -104,9 +105,15 @@ impl Generator {
             weights,
             batch: batch.max(1),
             dims,
+            precision: Precision::F32,
             plain: None,
             guided: None,
         })
+    }
+
+    /// The same generator with the network evaluated at this precision; states and noise stay `f32`.
+    pub fn with_precision(self, precision: Precision) -> Generator {
+        Generator { precision, plain: None, guided: None, ..self }
     }
 
     /// One sample per seed, `[seeds, ..dims]`. `labels` has one class per seed and is ignored by an unconditional
@@ -189,7 +196,8 @@ impl Generator {
             let (want, got) = (program.params.len(), self.weights.len());
             return Err(Error::Device(format!("the network has {want} tensors, {got} were given")));
         }
-        let compiled = compile(&program.func, &Options::new(self.device.target())).map_err(failed)?;
+        let options = Options::new(self.device.target()).with_precision(self.precision);
+        let compiled = compile(&program.func, &options).map_err(failed)?;
         let loaded = self.device.load(compiled.exec).map_err(failed)?;
         let mut inputs = self.weights.clone();
         let types: Vec<Type> = program.inputs.iter().map(|p| p.ty.clone()).collect();

@@ -8,6 +8,7 @@ mod bytes;
 pub mod load;
 
 pub use bytes::Bytes;
+pub use dnx_codegen::Precision;
 pub use load::Source;
 
 use crate::data::{DataConfig, Dataset};
@@ -16,6 +17,7 @@ use dnx_models::network::Remat;
 use dnx_models::optim::{EmaConfig, OptimConfig};
 use dnx_models::process::{Process, ProcessConfig};
 use dnx_models::sample::SampleConfig;
+use dnx_models::scaling::{GREATEST_SCALE, LossScaling};
 use dnx_models::{DataSpec, Network};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,15 +54,6 @@ pub struct Config {
     pub log: LogConfig,
 }
 
-/// Arithmetic of the step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// Everything in f32.
-    #[default]
-    F32,
-}
-
 /// `[train]`: the loop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -69,8 +62,13 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Seed of everything random: initial weights, order of data, noise, times, dropped labels.
     pub seed: u64,
-    /// Arithmetic of the step.
+    /// How activations are stored and what matrix products read, in training and sampling: `f32`, `f16`,
+    /// `bf16-storage`, `fp8-e4m3` or `fp8-e5m2`. Weights, sums and everything else are `f32`.
     pub precision: Precision,
+    /// With `f16`: what the loss is multiplied with at first, a power of two. It is halved when a gradient overflows.
+    pub loss_scale: u32,
+    /// With `f16`: good steps in a row after which the loss scale is doubled.
+    pub loss_scale_every: u32,
     /// Steps between checkpoints; the last step gets one in any case. 0: only the last.
     pub checkpoint_every: u64,
     /// Checkpoints that are kept, newest first; 0: all.
@@ -93,12 +91,22 @@ pub struct TrainConfig {
     pub memory_limit: Option<Bytes>,
 }
 
+impl TrainConfig {
+    /// How the loss is scaled, if the precision asks for it.
+    pub fn scaling(&self) -> Option<LossScaling> {
+        let scaling = LossScaling { initial: self.loss_scale, growth_every: self.loss_scale_every };
+        self.precision.needs_scaling().then_some(scaling)
+    }
+}
+
 impl Default for TrainConfig {
     fn default() -> TrainConfig {
         TrainConfig {
             steps: 10_000,
             seed: 0,
             precision: Precision::F32,
+            loss_scale: LossScaling::default().initial,
+            loss_scale_every: LossScaling::default().growth_every,
             checkpoint_every: 1_000,
             keep: 3,
             keep_every: 0,
@@ -191,6 +199,12 @@ impl Config {
         positive("train.log_every", self.train.log_every)?;
         positive("data.batch", self.data.batch as u64)?;
         positive("train.accumulate", self.train.accumulate as u64)?;
+        positive("train.loss_scale_every", self.train.loss_scale_every as u64)?;
+        let scale = self.train.loss_scale;
+        if !scale.is_power_of_two() || scale as f64 > GREATEST_SCALE {
+            let message = format!("is {scale}; it must be a power of two, at most {GREATEST_SCALE}");
+            return Err(source.wrong("train.loss_scale", &message));
+        }
         if self.train.steps >= u32::MAX as u64 {
             return Err(source.wrong("train.steps", "is more than 4,294,967,294, the most a run counts"));
         }

@@ -2,6 +2,8 @@
 
 use super::Trainer;
 use crate::{Error, Result};
+use dnx_codegen::Precision;
+use dnx_codegen::passes::{inline::inline, mixed::mixed};
 use dnx_ir::Array;
 use dnx_ir::interp::first_non_finite;
 use dnx_models::step::{NO_BAD_STEP, Role};
@@ -23,7 +25,15 @@ impl Trainer {
                 .to_string(),
             Err(why) => format!("the step could not be replayed ({why})"),
         };
-        let advice = "lower optim.lr or set optim.clip, then continue with --resume";
+        let advice = match self.resolved.config.train.precision {
+            Precision::F16 => {
+                "the loss scale is at its least, so it is not to blame: set train.precision = \"bf16-storage\" for the \
+                 range of f32, or lower optim.lr, then continue with --resume"
+            }
+            Precision::F32 | Precision::Bf16Storage | Precision::Fp8E4m3 | Precision::Fp8E5m2 => {
+                "lower optim.lr or set optim.clip, then continue with --resume"
+            }
+        };
         Error::NonFinite(format!(
             "the loss or gradient of step {} is not finite.\n  {place}\n  {saved}\n  {advice}",
             bad + 1
@@ -44,7 +54,14 @@ impl Trainer {
             args.push(self.bound.inputs()[i].download()?);
         }
         args.extend(self.batch_arrays(&self.data.batch(bad, self.resolved.batch())?));
-        let Some(found) = first_non_finite(&self.program.func, &args)? else { return Ok(None) };
+        let precision = self.resolved.config.train.precision;
+        let narrowed = match precision {
+            Precision::F32 => None,
+            _ => Some(mixed(&inline(&self.program.func, &self.device.target())?, precision)?),
+        };
+        let Some(found) = first_non_finite(narrowed.as_ref().unwrap_or(&self.program.func), &args)? else {
+            return Ok(None);
+        };
         Ok(Some(format!("first in {}", found.to_string().replace('\n', "\n  "))))
     }
 }

@@ -99,7 +99,8 @@ fn with_remat(resolved: &Resolved) -> Option<Resolved> {
 
 fn attempt(resolved: &Resolved, target: &Target, limit: Option<u64>) -> Result<Attempt> {
     let program = build_step(resolved)?;
-    let options = Options::new(*target).with_donate(&program.donate);
+    let precision = resolved.config.train.precision;
+    let options = Options::new(*target).with_donate(&program.donate).with_precision(precision);
     match dnx_codegen::compile(&program.func, &options) {
         Ok(compiled) if limit.is_none_or(|l| compiled.exec.peak_bytes <= l) => {
             Ok(Attempt::Fits(Box::new((program, compiled.exec))))

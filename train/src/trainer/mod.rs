@@ -38,7 +38,12 @@ pub struct Trainer {
 /// Builds the training step of a configuration.
 pub fn build_step(resolved: &Resolved) -> Result<TrainProgram> {
     let config = &resolved.config;
-    let options = StepOptions { batch: resolved.batch(), accumulate: config.train.accumulate, level_bins: 0 };
+    let options = StepOptions {
+        batch: resolved.batch(),
+        accumulate: config.train.accumulate,
+        level_bins: 0,
+        scaling: config.train.scaling(),
+    };
     train_step(&config.model, &resolved.process, &config.optim, &config.ema, &options).map_err(|e| resolved.locate(e))
 }
 
@@ -114,7 +119,7 @@ impl Trainer {
         self.program.batch.iter().map(|port| array(&port.ty)).collect()
     }
 
-    /// The scalars of the last step, brought down: `loss`, `grad_norm`, `lr`.
+    /// The scalars of the last step, brought down: `loss`, `grad_norm`, `lr`, and in `f16` `loss_scale` and `skipped`.
     pub fn metrics(&self) -> Result<Vec<(String, f64)>> {
         let mut scalars = vec![];
         for (port, i) in self.program.metrics.iter().zip(self.program.metric_results()) {
@@ -160,7 +165,9 @@ impl Trainer {
                 Role::Param => (&mut checkpoint.model, spec.name.clone()),
                 Role::Ema => (&mut checkpoint.ema, spec.name.clone()),
                 Role::Moment(i) => (&mut checkpoint.optimizer, moment_name(i, &spec.name)),
-                Role::Step => (&mut checkpoint.optimizer, spec.name.clone()),
+                Role::Step | Role::LossScale | Role::GoodSteps | Role::Skipped => {
+                    (&mut checkpoint.optimizer, spec.name.clone())
+                }
                 // A saved state is always that before the bad step; continued with other settings it may go well.
                 Role::BadStep => continue,
             };
@@ -195,7 +202,7 @@ impl Trainer {
 
     /// Continues from a checkpoint. Tensors that do not fit are named with both shapes, and nothing is changed then.
     pub fn restore(&mut self, path: &Path) -> Result<()> {
-        let (saved, state) = checkpoint::read(path)?;
+        let (mut saved, state) = checkpoint::read(path)?;
         let seed = self.resolved.config.train.seed;
         if state.seed != seed {
             let message = format!(
@@ -205,6 +212,7 @@ impl Trainer {
             );
             return Err(Error::Checkpoint(message));
         }
+        self.fit_scaling(&mut saved.optimizer)?;
         let role = |wanted: &dyn Fn(Role) -> Option<String>| -> Vec<(usize, String, Type)> {
             let state = self.program.state.iter().enumerate();
             state.filter_map(|(i, s)| Some((i, wanted(s.role)? + &s.name, s.ty.clone()))).collect()
@@ -219,7 +227,7 @@ impl Trainer {
         model.extend(frozen);
         let optimizer = role(&|r| match r {
             Role::Moment(i) => Some(moment_name(i, "")),
-            Role::Step => Some(String::new()),
+            Role::Step | Role::LossScale | Role::GoodSteps | Role::Skipped => Some(String::new()),
             Role::Param | Role::Ema | Role::BadStep => None,
         });
         let mut fitted: Vec<(usize, Array)> = vec![];
@@ -236,6 +244,21 @@ impl Trainer {
         }
         self.clear_bad_step()?;
         self.step = state.step;
+        Ok(())
+    }
+
+    /// A run may go on in another precision: the state of the loss scaling then starts anew, or is left behind.
+    fn fit_scaling(&self, optimizer: &mut Named) -> Result<()> {
+        for (role, name) in
+            [(Role::LossScale, "loss_scale"), (Role::GoodSteps, "good_steps"), (Role::Skipped, "skipped")]
+        {
+            let saved = optimizer.iter().any(|(n, _)| n == name);
+            match self.program.state_index(role, name) {
+                Some(at) if !saved => optimizer.push((name.into(), self.bound.inputs()[at].download()?)),
+                None if saved => optimizer.retain(|(n, _)| n != name),
+                Some(_) | None => {}
+            }
+        }
         Ok(())
     }
 
