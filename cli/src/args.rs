@@ -27,6 +27,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Times every kernel of a training step on a device.
     Profile(ProfileArgs),
+    /// Finds the quickest tile for every contraction of a training step, and keeps it for this GPU.
+    Tune(TuneArgs),
     /// Times ops and models on a device.
     Bench(BenchArgs),
 }
@@ -241,6 +243,19 @@ pub struct ProfileArgs {
     /// Replaces an existing file.
     #[arg(long)]
     pub force: bool,
+}
+
+/// `dnx tune`.
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    /// The configuration.
+    pub config: PathBuf,
+    /// gpu, gpu:1, or part of an adapter's name.
+    #[arg(long, value_name = "D")]
+    pub device: Option<String>,
+    /// Changes a key of the configuration, as data.batch=16.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
 }
 
 /// `dnx bench`.

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Command::Sample(args) => commands::sample::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Profile(args) => commands::profile::run(&args),
+        Command::Tune(args) => commands::tune::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
     };
     match result {

@@ -414,6 +414,29 @@ fn a_profile_names_the_kernels_and_their_roof() {
 }
 
 #[test]
+fn tuned_tiles_are_kept_for_the_adapter_and_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config("two_moons.toml");
+    let tune = |device: &str| {
+        Command::new(env!("CARGO_BIN_EXE_dnx"))
+            .args(["tune", &config, "--device", device, "--set", "model.hidden=32", "--set", "data.batch=48"])
+            .env("DNX_CACHE", dir.path().join("cache"))
+            .output()
+            .unwrap()
+    };
+    let on_cpu = tune("cpu");
+    assert_eq!(on_cpu.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&on_cpu.stderr).contains("no tiles to choose"));
+    let on_gpu = tune("llvmpipe");
+    let out = String::from_utf8_lossy(&on_gpu.stdout);
+    assert!(on_gpu.status.success() && out.contains("kernels tuned; kept in "), "{out}{on_gpu:?}");
+    let kept: Vec<_> = std::fs::read_dir(dir.path().join("cache")).unwrap().map(|e| e.unwrap().path()).collect();
+    let [table] = &kept[..] else { panic!("{kept:?}") };
+    let table: serde_json::Value = serde_json::from_slice(&std::fs::read(table).unwrap()).unwrap();
+    assert!(table["fingerprint"].as_str().unwrap().contains("llvmpipe"), "{table}");
+}
+
+#[test]
 fn examples_run() {
     for (name, args) in [("quickstart", vec!["cpu"]), ("sample_embedded", vec![]), ("custom_loss", vec!["cpu"])] {
         let output = Command::new(example(name)).args(&args).output().unwrap();

@@ -325,10 +325,24 @@ impl<'a> Planner<'a> {
         let shaders = match &self.options.target {
             Target::Cpu => vec![],
             Target::Gpu(limits) => {
-                if kernel.kind == Kind::Contract && kernel.tile == Tile::default() {
-                    tiled.tile = wgsl::choose_tile(kernel, limits);
+                let free = kernel.kind == Kind::Contract && kernel.tile == Tile::default();
+                let tuned = self.options.tuned.get(&hash(kernel)).filter(|_| free).and_then(|tile| {
+                    // A table from elsewhere may hold what these limits don't allow.
+                    let candidate = Kernel { tile: tile.clone(), ..kernel.clone() };
+                    Some((wgsl::shaders(&candidate, limits).ok()?, candidate))
+                });
+                match tuned {
+                    Some((shaders, candidate)) => {
+                        tiled = candidate;
+                        shaders
+                    }
+                    None => {
+                        if free {
+                            tiled.tile = wgsl::choose_tile(kernel, limits);
+                        }
+                        wgsl::shaders(&tiled, limits)?
+                    }
                 }
-                wgsl::shaders(&tiled, limits)?
             }
         };
         let k = self.kernels.len() as u32;

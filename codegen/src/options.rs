@@ -1,6 +1,8 @@
 //! What the compiler is asked for: the target and its limits, donated inputs, fusion on or off.
 
+use crate::kernel::Tile;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Options of [`crate::compile`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -13,12 +15,14 @@ pub struct Options {
     pub precision: Precision,
     /// Whether kernels are fused. Without it every op is its own kernel, which is slow and easy to check.
     pub fuse: bool,
+    /// Tiles that tuning found, by the hash of the kernel without a tile; the table's choice for the others.
+    pub tuned: BTreeMap<String, Tile>,
 }
 
 impl Options {
     /// The defaults for a target: nothing donated, fusion on.
     pub fn new(target: Target) -> Options {
-        Options { target, donate: Vec::new(), precision: Precision::F32, fuse: true }
+        Options { target, donate: Vec::new(), precision: Precision::F32, fuse: true, tuned: BTreeMap::new() }
     }
 
     /// The same options with these `(input, output)` pairs donated.
@@ -30,6 +34,11 @@ impl Options {
     /// The same options with this precision.
     pub fn with_precision(self, precision: Precision) -> Options {
         Options { precision, ..self }
+    }
+
+    /// The same options with these tiles, by the hash of a kernel without a tile.
+    pub fn with_tuned(self, tuned: BTreeMap<String, Tile>) -> Options {
+        Options { tuned, ..self }
     }
 }
 

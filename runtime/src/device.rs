@@ -8,6 +8,7 @@ use crate::buffer::to_device;
 use crate::cpu::{CpuDevice, CpuMemory};
 use crate::gpu::{GpuDevice, GpuMemory, adapters};
 use crate::program::LoadedProgram;
+use crate::tune::Table;
 use crate::{Buffer, Error, Program, Result};
 use dnx_codegen::exec::{ALIGN, Executable, VERSION};
 use dnx_codegen::{Options, Target};
@@ -132,6 +133,15 @@ impl Device {
         }
     }
 
+    /// How to compile for it: its target, and the tiles that tuning found for it.
+    pub fn options(&self) -> Options {
+        let options = Options::new(self.target());
+        match &self.inner {
+            Inner::Cpu(_) => options,
+            Inner::Gpu(_) => options.with_tuned(Table::load(&self.info).tiles().clone()),
+        }
+    }
+
     /// A copy of a host array.
     pub fn upload(&self, array: &Array) -> Result<Buffer> {
         Ok(self.upload_all(std::slice::from_ref(array))?.remove(0))
@@ -204,7 +214,7 @@ impl Device {
     /// Compiles a function for this device and loads it. `donate` pairs an input whose memory is given up with the
     /// output that takes it over.
     pub fn compile(&self, func: &Func, donate: &[(usize, usize)]) -> Result<Program> {
-        let options = Options::new(self.target()).with_donate(donate);
+        let options = self.options().with_donate(donate);
         self.load(dnx_codegen::compile(func, &options)?.exec)
     }
 

@@ -15,6 +15,7 @@ pub mod error;
 mod gpu;
 pub mod jit;
 pub mod program;
+pub mod tune;
 
 pub use buffer::Buffer;
 pub use device::{Device, DeviceInfo, DeviceKind};

@@ -47,7 +47,7 @@ pub fn step_time(device: &Device, stats: &Stats) -> Result<Duration> {
 
 /// The least time of a few runs, after one that warms up.
 fn fastest(device: &Device, func: &Func) -> Result<Duration> {
-    let options = dnx_codegen::Options::new(device.target());
+    let options = device.options();
     let program = device.load(dnx_codegen::compile(func, &options)?.exec)?;
     let inputs: Vec<Array> = func.param_types().into_iter().map(|ty| Array::zeros(ty.clone())).collect();
     let bound = program.bind(&device.upload_all(&inputs)?)?;

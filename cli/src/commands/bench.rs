@@ -2,7 +2,6 @@
 
 use super::{open_device, print};
 use crate::args::{BenchArgs, Suite};
-use dnx::codegen::Options;
 use dnx::codegen::stats::Stats;
 use dnx::ir::{Array, Func, Graph, Tensor, Type};
 use dnx::models::optim::{EmaConfig, OptimConfig};
@@ -82,7 +81,7 @@ fn time(
     donate: Vec<(usize, usize)>,
     inputs: Option<Vec<Array>>,
 ) -> Result<Row> {
-    let options = Options::new(device.target()).with_donate(&donate);
+    let options = device.options().with_donate(&donate);
     let program = device.load(dnx::codegen::compile(func, &options)?.exec)?;
     let inputs = inputs.unwrap_or_else(|| func.param_types().into_iter().map(random).collect());
     let bound = program.bind(&device.upload_all(&inputs)?)?;

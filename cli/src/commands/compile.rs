@@ -40,10 +40,10 @@ pub fn run(args: &CompileArgs) -> Result<()> {
         None => None,
     };
     let input = read(args)?;
-    let target = match &args.device {
-        Some(device) => open_device(Some(device))?.target(),
+    let options = match &args.device {
+        Some(device) => open_device(Some(device))?.options(),
         // Shaders are what most look for, and no driver is needed to write them.
-        None => Target::Gpu(GpuLimits::default()),
+        None => Options::new(Target::Gpu(GpuLimits::default())),
     };
     // What is recomputed is decided while the derivative is made, so at that stage the program is that before it.
     let recorded = if stage == Some(Stage::Remat) { Some(Stage::Partition) } else { stage };
@@ -55,7 +55,7 @@ pub fn run(args: &CompileArgs) -> Result<()> {
         let derivative = dnx::autodiff::jvp(&forward.func, &forward.wrt)?;
         dump.record(Stage::Jvp, || derivative.to_string());
     }
-    let options = Options::new(target).with_donate(&input.donate).with_precision(input.precision);
+    let options = options.with_donate(&input.donate).with_precision(input.precision);
     let compiled = compile_with(&input.func, &options, true, &mut dump)?;
     let stats = Stats::of(&compiled.exec, input.parameters, input.trainable);
     let mut output = Output { args, printed: String::new() };

@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod profile;
 pub mod sample;
 pub mod train;
+pub mod tune;
 
 use dnx::runtime::Device;
 use dnx::train::{Error, Result};

@@ -27,7 +27,7 @@ use crate::exec::Shader;
 use crate::kernel::{Kernel, Kind, Tile};
 use crate::{CompileError, GpuLimits, Result};
 
-pub use contract::choose_tile;
+pub use contract::{candidate_tiles, choose_tile};
 pub use multi::MULTI_BLOCK;
 
 /// The shaders of a kernel, in the order they run.

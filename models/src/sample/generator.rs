@@ -6,7 +6,7 @@ use crate::params::{ParamSpec, Params};
 use crate::process::{Level, Process};
 use crate::step::Port;
 use crate::{Error, Result};
-use dnx_codegen::{Options, Precision, compile};
+use dnx_codegen::{Precision, compile};
 use dnx_ir::{Array, DType, Func, Graph, Type};
 use dnx_runtime::{Bound, Buffer, Device};
 
@@ -196,7 +196,7 @@ impl Generator {
             let (want, got) = (program.params.len(), self.weights.len());
             return Err(Error::Device(format!("the network has {want} tensors, {got} were given")));
         }
-        let options = Options::new(self.device.target()).with_precision(self.precision);
+        let options = self.device.options().with_precision(self.precision);
         let compiled = compile(&program.func, &options).map_err(failed)?;
         let loaded = self.device.load(compiled.exec).map_err(failed)?;
         let mut inputs = self.weights.clone();

@@ -9,7 +9,7 @@ use crate::config::{Bytes, Resolved};
 use crate::{Error, Result};
 use dnx_codegen::exec::Executable;
 use dnx_codegen::stats::Stats;
-use dnx_codegen::{CompileError, Options, Target};
+use dnx_codegen::{CompileError, Options};
 use dnx_models::network::Remat;
 use dnx_models::step::TrainProgram;
 use dnx_runtime::Device;
@@ -39,17 +39,17 @@ enum Attempt {
 /// # Errors
 /// [`Error::Memory`] with the largest micro-batch that fits; those of building and compiling.
 pub fn fit_step(resolved: Resolved, device: &Device) -> Result<Fitting> {
-    fit_within(resolved, &device.target(), device.info().memory, device.name())
+    fit_within(resolved, &device.options(), device.info().memory, device.name())
 }
 
-fn fit_within(resolved: Resolved, target: &Target, memory: Option<u64>, device: &str) -> Result<Fitting> {
+fn fit_within(resolved: Resolved, base: &Options, memory: Option<u64>, device: &str) -> Result<Fitting> {
     let given = resolved.config.train.memory_limit.map(|Bytes(n)| n);
     let limit = given.into_iter().chain(memory).min();
     let within = match given {
         Some(n) if Some(n) == limit => format!("train.memory_limit = {}", Bytes(n)),
         _ => format!("the memory of `{device}`, {}", Bytes(limit.unwrap_or(u64::MAX))),
     };
-    let (peak, why) = match attempt(&resolved, target, limit)? {
+    let (peak, why) = match attempt(&resolved, base, limit)? {
         Attempt::Fits(step) => {
             let (program, exec) = *step;
             return Ok(Fitting { program, exec, resolved, note: None });
@@ -58,11 +58,11 @@ fn fit_within(resolved: Resolved, target: &Target, memory: Option<u64>, device: 
     };
     let recomputing = with_remat(&resolved);
     if let Some(changed) = &recomputing
-        && let Attempt::Fits(step) = attempt(changed, target, limit)?
+        && let Attempt::Fits(step) = attempt(changed, base, limit)?
     {
         let (program, exec) = *step;
         let before = peak.map_or("more than one buffer may hold".to_string(), |p| Bytes(p).to_string());
-        let work = match attempt(&resolved, target, None)? {
+        let work = match attempt(&resolved, base, None)? {
             Attempt::Fits(kept) => {
                 let flops = |exec: &Executable| Stats::of(exec, 0, 0).flops as f64;
                 format!(", for {:.0} % more arithmetic", 100.0 * (flops(&exec) / flops(&kept.1) - 1.0))
@@ -76,7 +76,7 @@ fn fit_within(resolved: Resolved, target: &Target, memory: Option<u64>, device: 
         return Ok(Fitting { program, exec, resolved: changed.clone(), note: Some(note) });
     }
     let smallest = recomputing.unwrap_or(resolved);
-    let advice = match micro_batch(&smallest, target, limit)? {
+    let advice = match micro_batch(&smallest, base, limit)? {
         Some((parts, peak)) => {
             let batch = smallest.batch() / parts;
             format!("a micro-batch of {batch} fits, with {}: --set train.accumulate={parts}", Bytes(peak))
@@ -97,10 +97,9 @@ fn with_remat(resolved: &Resolved) -> Option<Resolved> {
     (changed.config.model != resolved.config.model).then_some(changed)
 }
 
-fn attempt(resolved: &Resolved, target: &Target, limit: Option<u64>) -> Result<Attempt> {
+fn attempt(resolved: &Resolved, base: &Options, limit: Option<u64>) -> Result<Attempt> {
     let program = build_step(resolved)?;
-    let precision = resolved.config.train.precision;
-    let options = Options::new(*target).with_donate(&program.donate).with_precision(precision);
+    let options = base.clone().with_donate(&program.donate).with_precision(resolved.config.train.precision);
     match dnx_codegen::compile(&program.func, &options) {
         Ok(compiled) if limit.is_none_or(|l| compiled.exec.peak_bytes <= l) => {
             Ok(Attempt::Fits(Box::new((program, compiled.exec))))
@@ -118,7 +117,7 @@ fn attempt(resolved: &Resolved, target: &Target, limit: Option<u64>) -> Result<A
 }
 
 /// The fewest parts into which the batch must be split to fit, and about the peak memory then.
-fn micro_batch(resolved: &Resolved, target: &Target, limit: Option<u64>) -> Result<Option<(usize, u64)>> {
+fn micro_batch(resolved: &Resolved, base: &Options, limit: Option<u64>) -> Result<Option<(usize, u64)>> {
     let mut parts = divisors(resolved.batch());
     parts.retain(|&p| p > resolved.config.train.accumulate);
     // More parts take less memory: halve the range in which the fewest that fit are.
@@ -129,7 +128,7 @@ fn micro_batch(resolved: &Resolved, target: &Target, limit: Option<u64>) -> Resu
         let mut two = resolved.clone();
         two.config.data.batch = resolved.batch() / parts[middle] * 2;
         two.config.train.accumulate = 2;
-        match attempt(&two, target, limit)? {
+        match attempt(&two, base, limit)? {
             Attempt::Fits(step) => (high, fitting) = (middle, Some((parts[middle], step.1.peak_bytes))),
             Attempt::Exceeds(..) => low = middle + 1,
         }
@@ -157,7 +156,7 @@ mod tests {
     }
 
     fn peak(more: &[&str]) -> u64 {
-        let Attempt::Fits(step) = attempt(&resolved(more), &Target::Cpu, None).unwrap() else {
+        let Attempt::Fits(step) = attempt(&resolved(more), &Options::default(), None).unwrap() else {
             panic!("there is no limit")
         };
         step.1.peak_bytes
@@ -177,7 +176,7 @@ mod tests {
         assert!(recomputed * 3 < kept * 2, "recomputing blocks saves little: {kept} and {recomputed}");
         let fit = |limit: u64| {
             let limit = format!("train.memory_limit={limit}");
-            fit_within(resolved(&[&limit]), &Target::Cpu, Some(1 << 40), "test")
+            fit_within(resolved(&[&limit]), &Options::default(), Some(1 << 40), "test")
         };
         let roomy = fit(kept).unwrap();
         assert!(roomy.note.is_none() && roomy.resolved.config.train.remat == Remat::None);
@@ -192,11 +191,11 @@ mod tests {
     fn what_does_not_fit_is_told_the_micro_batch_that_does() {
         let two = peak(&["train.remat=block", "data.batch=4", "train.accumulate=2"]);
         let limit = format!("train.memory_limit={two}");
-        let message = fit_within(resolved(&[&limit]), &Target::Cpu, None, "test").err().unwrap().to_string();
+        let message = fit_within(resolved(&[&limit]), &Options::default(), None, "test").err().unwrap().to_string();
         assert!(message.contains("a micro-batch of 2 fits") && message.contains("train.accumulate=3"), "{message}");
         // What is advised is true.
         assert!(peak(&["train.remat=block", "train.accumulate=3"]) <= two + two / 100);
-        let error = fit_within(resolved(&[]), &Target::Cpu, Some(1000), "tiny").err().unwrap();
+        let error = fit_within(resolved(&[]), &Options::default(), Some(1000), "tiny").err().unwrap();
         assert!(error.to_string().contains("not even one sample") && error.to_string().contains("`tiny`"), "{error}");
         assert_eq!(error.exit_status(), 2);
     }

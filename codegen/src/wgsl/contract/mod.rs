@@ -21,7 +21,7 @@ use crate::exec::Shader;
 use crate::kernel::{Inst, InstId, Kernel, Role, Tier};
 use crate::{GpuLimits, Result};
 
-pub use tiles::choose_tile;
+pub use tiles::{candidate_tiles, choose_tile};
 
 pub(super) fn write(kernel: &Kernel, limits: &GpuLimits) -> Result<Vec<Shader>> {
     let plan = Plan::new(kernel, limits)?;

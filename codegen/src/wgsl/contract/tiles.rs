@@ -138,9 +138,23 @@ fn fits(row: &Row, kernel: &Kernel, limits: &GpuLimits) -> bool {
 
 /// The tile of least estimated time for a contraction.
 pub fn choose_tile(kernel: &Kernel, limits: &GpuLimits) -> Tile {
+    let all = estimates(kernel, limits);
+    let least = all.into_iter().reduce(|best, other| if other.0 < best.0 { other } else { best });
+    least.map(|(_, tile)| tile).unwrap_or_default()
+}
+
+/// Every tile of the table that a contraction could run with, the most promising first.
+pub fn candidate_tiles(kernel: &Kernel, limits: &GpuLimits) -> Vec<Tile> {
+    let mut all = estimates(kernel, limits);
+    all.sort_by(|a, b| a.0.total_cmp(&b.0));
+    all.into_iter().map(|(_, tile)| tile).collect()
+}
+
+/// The tiles that fit a contraction, whole and in parts, with their estimated times.
+fn estimates(kernel: &Kernel, limits: &GpuLimits) -> Vec<(f64, Tile)> {
     let [z, m, n, k] = [Role::Batch, Role::M, Role::N, Role::Reduce].map(|r| kernel.extent(r).max(1));
     let (rows, machine) = table(limits);
-    let mut best: Option<(f64, Tile)> = None;
+    let mut all = vec![];
     for row in rows.iter().filter(|row| fits(row, kernel, limits)) {
         let (area, tiles) = match row.tier {
             Tier::Serial => (64, (z * m * n).div_ceil(64)),
@@ -158,20 +172,13 @@ pub fn choose_tile(kernel: &Kernel, limits: &GpuLimits) -> Tile {
                 // Sums go through memory, at some forty products per element.
                 cost += machine.dispatch + 40.0 * (z * m * n * split) as f64;
             }
-            if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                let tile = Tile {
-                    tier: row.tier,
-                    workgroup: 0,
-                    block: row.block,
-                    per_invocation: row.each,
-                    split: split as u32,
-                };
-                best = Some((cost, tile));
-            }
+            let tile =
+                Tile { tier: row.tier, workgroup: 0, block: row.block, per_invocation: row.each, split: split as u32 };
+            all.push((cost, tile));
             split *= 2;
         }
     }
-    best.map(|(_, tile)| tile).unwrap_or_default()
+    all
 }
 
 /// The kernel's tile with the blanks filled in.
