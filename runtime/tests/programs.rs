@@ -248,3 +248,16 @@ fn jit_traces_once_per_signature() {
     }
     assert_eq!(norm.signatures(), 2);
 }
+
+#[test]
+fn a_constant_test_of_an_index_is_not_made_where_its_index_is() {
+    // The last element of a padded tensor, picked by a slice: whether it is padding depends on no dim.
+    check(&graph(&[&[2, 5, 1]], |g, p| {
+        let pad = Op::Pad { low: vec![0, 2, 1], high: vec![1, 0, 0], interior: vec![0, 1, 0] };
+        let padded = p[0].apply(pad, &[g.scalar(DType::F32, 1.0)]);
+        let picked = padded.slice(0, 1, 2).slice(1, 10, 11).slice(2, 1, 2);
+        let (lhs_batch, rhs_batch) = (vec![1], vec![2]);
+        let dims = DotDims { lhs_batch, rhs_batch, lhs_contract: vec![0, 2], rhs_contract: vec![1, 0] };
+        vec![picked.dot(picked, dims)]
+    }));
+}

@@ -65,11 +65,11 @@ impl Chunk {
 impl Plan {
     /// Computes the uniform values into `area`.
     pub(crate) unsafe fn start(&self, env: &Env, area: *mut u32) {
-        let env = Env { words: area, ..*env };
         let chunk = Chunk { row: 0, rows: 1, col: 0, cols: 1 };
         for step in &self.uniform {
-            unsafe { self.step(&env, step, &chunk) };
-            // A view of an argument that is overwritten later must not change.
+            unsafe { self.step(env, step, &chunk) };
+            // The worker's words serve other values next, and a view of an argument that is overwritten later must
+            // not change.
             let place = unsafe { &mut *env.vals.add(step.dst) };
             let slot = unsafe { area.add(slot_of(step)) };
             unsafe { *slot = *place.ptr };

@@ -524,8 +524,10 @@ impl<'k> Planner<'k> {
                 free[pool].push(slot);
             }
         }
-        let temp = words;
-        words += self.temp_depth * full.max(outer);
+        // Uniform values are made in the first words of a worker and then moved to the shared area; what they are made
+        // of must not lie where they are made.
+        let temp = words.max(uniform.len());
+        words = temp + self.temp_depth * full.max(outer).max(1);
         let uniform_words = uniform.len();
         Plan {
             cols: self.space.cols(),
