@@ -261,3 +261,11 @@ fn a_constant_test_of_an_index_is_not_made_where_its_index_is() {
         vec![picked.dot(picked, dims)]
     }));
 }
+
+#[test]
+fn a_column_sum_spread_over_the_column_again_is_complete() {
+    check(&graph(&[&[33, 3]], |_, p| {
+        let mean = p[0].mean(&[0]);
+        vec![mean, mean.sin().broadcast_to(&[33, 3])]
+    }));
+}

@@ -346,11 +346,17 @@ fn check_kind(kernel: &Kernel) -> Lowering<()> {
     if kernel.kind == Kind::Attention {
         attention::check(kernel)?;
     }
-    if kernel.kind == Kind::Contract {
-        for s in &kernel.stores {
-            if masks[s.value.index()] & reduce != 0 {
+    for s in &kernel.stores {
+        let over = |mask: u64| mask & reduce != 0;
+        match kernel.kind {
+            Kind::Contract if over(masks[s.value.index()] | s.index.dims()) => {
                 return refuse("a contraction writes a value over the contracted dims");
             }
+            // These are written while the reduction is still going on.
+            Kind::Column if reduced[s.value.index()] && over(s.index.dims()) => {
+                return refuse("a reduced value is written over the reduced dims");
+            }
+            _ => {}
         }
     }
     Ok(())
