@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let t = random::uniform(&g, random::fold_in_const(&g, key, 1), &[BATCH]);
     let tt = t.unsqueeze(1);
     let x_t = (1.0 - tt) * x0 + tt * noise;
-    let v = network.forward(&params.root(), Inputs { x: x_t, time: t * 100.0, sigma: t, label: None });
+    let v = network.forward(&params.root(), Inputs { x: x_t, time: t * 100.0, sigma: t, label: None, second: None });
     let error = (v - (noise - x0)).square().sum(&[1]);
     let loss = g.finish(&[((error + 1.0).sqrt() - 1.0).mean_all()])?;
 

@@ -68,7 +68,7 @@ fn dit_forward() {
     let g = Graph::new("forward");
     let specs = network.specs().unwrap();
     let params = Params::declare(&g, &specs);
-    let inputs = Inputs::declare(&g, 3, &[6, 4, 2], true);
+    let inputs = Inputs::declare(&g, 3, &network).unwrap();
     let y = network.forward(&params.root(), inputs);
     let func = g.finish(&[y]).unwrap();
     let mut args = by_name(&specs, |name| file.find(&format!("param.{name}"))).unwrap();

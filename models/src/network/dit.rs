@@ -68,6 +68,8 @@ pub struct DitConfig {
     pub learn_sigma: bool,
     /// When the backward pass recomputes.
     pub remat: Remat,
+    /// Whether a second time is embedded too, by an `r_embedder` like `t_embedder`. The process decides.
+    pub second_time: bool,
 }
 
 impl Default for DitConfig {
@@ -85,6 +87,7 @@ impl Default for DitConfig {
             classes: None,
             learn_sigma: false,
             remat: Remat::None,
+            second_time: false,
         }
     }
 }
@@ -200,6 +203,9 @@ impl DitConfig {
         let mut h = s.enter("x_embedder.proj", |s| embed_patches(s, call.x, patch, dim)) + positions;
 
         let mut c = s.enter("t_embedder", |s| embed_time(s, call.time, dim));
+        if let Some(second) = call.second.filter(|_| self.second_time) {
+            c = c + s.enter("r_embedder", |s| embed_time(s, second, dim));
+        }
         if let (Some(label), Some(classes @ 1..)) = (call.label, self.classes) {
             c = c + s.enter("y_embedder", |s| embed::label(s, label, classes + 1, dim));
         }

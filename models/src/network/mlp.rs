@@ -48,6 +48,8 @@ pub struct MlpConfig {
     pub output: OutputScale,
     /// Classes to be conditioned on; from the data if absent.
     pub classes: Option<usize>,
+    /// Whether a second time joins the input too. The process decides.
+    pub second_time: bool,
 }
 
 impl Default for MlpConfig {
@@ -61,6 +63,7 @@ impl Default for MlpConfig {
             time_width: 128,
             output: OutputScale::One,
             classes: None,
+            second_time: false,
         }
     }
 }
@@ -91,11 +94,12 @@ impl MlpConfig {
     }
 
     pub(super) fn forward<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>) -> Tensor<'g> {
-        let time = match self.time {
-            TimeFeatures::Raw => call.time.unsqueeze(1),
-            TimeFeatures::Sinusoid => embed::sinusoid(call.time, self.time_width),
+        let features = |time: Tensor<'g>| match self.time {
+            TimeFeatures::Raw => time.unsqueeze(1),
+            TimeFeatures::Sinusoid => embed::sinusoid(time, self.time_width),
         };
-        let mut parts = vec![call.x, time];
+        let mut parts = vec![call.x, features(call.time)];
+        parts.extend(call.second.filter(|_| self.second_time).map(features));
         if let (Some(label), Some(classes @ 1..)) = (call.label, self.classes) {
             parts.push(s.enter("y_embedder", |s| embed::label(s, label, classes + 1, self.time_width)));
         }

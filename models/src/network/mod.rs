@@ -82,6 +82,22 @@ impl Network {
         }
     }
 
+    /// Whether the network takes a second time: that of the other end of a jump, beside the one it starts from.
+    pub fn second_time(&self) -> bool {
+        match self {
+            Network::Mlp(c) => c.second_time,
+            Network::Dit(c) => c.second_time,
+        }
+    }
+
+    /// Makes it a network of two times, or of one.
+    pub fn set_second_time(&mut self, second: bool) {
+        match self {
+            Network::Mlp(c) => c.second_time = second,
+            Network::Dit(c) => c.second_time = second,
+        }
+    }
+
     /// The network's output for noisy samples `x` `[B, ..dims]`, what its time embedding is fed with `time` `[B]`,
     /// the path's noise scale `sigma` `[B]` (used only by networks that divide by it), and, if it has classes,
     /// `label` `i32[B]`. The result has the dims of `x`: of a network with learned variances the first half.
@@ -95,6 +111,9 @@ impl Network {
         if self.classes() > 0 && call.label.is_none() {
             s.graph().fail(format!("the network has {} classes and was given no labels", self.classes()));
         }
+        if self.second_time() && call.second.is_none() {
+            s.graph().fail("the network takes a second time and was given none");
+        }
         match self {
             Network::Mlp(c) => c.forward(s, call),
             Network::Dit(c) => c.forward(s, call),
@@ -105,7 +124,7 @@ impl Network {
     pub fn specs(&self) -> Result<Vec<ParamSpec>> {
         let g = Graph::new("forward");
         let params = Params::new(&g);
-        let call = Inputs::declare(&g, 1, &self.sample_dims()?, self.classes() > 0);
+        let call = Inputs::declare(&g, 1, self)?;
         let y = self.forward(&params.root(), call);
         g.finish(&[y])?;
         Ok(params.specs())
@@ -123,18 +142,25 @@ pub struct Inputs<'g> {
     pub sigma: Tensor<'g>,
     /// Labels `i32[B]`; the class count is the null label.
     pub label: Option<Tensor<'g>>,
+    /// What the second time embedding is fed with, of networks that have one: `[B]`. It is 0 where the jump goes
+    /// nowhere.
+    pub second: Option<Tensor<'g>>,
 }
 
 impl<'g> Inputs<'g> {
-    /// Parameters `x`, `time`, `sigma` and, if wanted, `label` of a graph, for a batch.
-    pub fn declare(g: &'g Graph, batch: usize, dims: &[usize], labels: bool) -> Inputs<'g> {
-        let x_dims: Vec<usize> = std::iter::once(batch).chain(dims.iter().copied()).collect();
-        Inputs {
+    /// Parameters `x`, `time`, `sigma` and, as the network needs them, `label` and `second` of a graph, for a batch.
+    ///
+    /// # Errors
+    /// If the network's shape is not complete.
+    pub fn declare(g: &'g Graph, batch: usize, network: &Network) -> Result<Inputs<'g>> {
+        let x_dims: Vec<usize> = std::iter::once(batch).chain(network.sample_dims()?).collect();
+        Ok(Inputs {
             x: g.param("x", Type::f32(x_dims)),
             time: g.param("time", Type::f32([batch])),
             sigma: g.param("sigma", Type::f32([batch])),
-            label: labels.then(|| g.param("label", Type::new(DType::I32, [batch]))),
-        }
+            label: (network.classes() > 0).then(|| g.param("label", Type::new(DType::I32, [batch]))),
+            second: network.second_time().then(|| g.param("second", Type::f32([batch]))),
+        })
     }
 }
 

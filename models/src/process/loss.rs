@@ -61,7 +61,8 @@ impl Process {
             Some(drop) => drop_labels(label, drop, network.classes()),
             None => label,
         });
-        let inputs = Inputs { x: x * wide(c.c_in), time: self.time_input(&level), sigma: level.sigma, label };
+        let inputs =
+            Inputs { x: x * wide(c.c_in), time: self.time_input(&level), sigma: level.sigma, label, second: None };
         let output = network.forward(s, inputs);
         let target = wide(c.p) * x0 + wide(c.q) * draws.noise;
         let error = (output - target).square().mean_per_sample();

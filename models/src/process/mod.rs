@@ -332,6 +332,12 @@ impl Process {
         if self.time_scale == 1.0 { t } else { t * self.time_scale }
     }
 
+    /// What the second time embedding of a network of two times is fed with for a jump between levels: the time
+    /// between them, times the time scale.
+    pub fn second_input<R: Real>(&self, from: &Level<R>, to: &Level<R>) -> R {
+        (from.time - to.time) * self.time_scale
+    }
+
     /// Where a level lies between the ends of the sampled range, 0 to 1: for the loss by noise level.
     pub fn position<R: Real>(&self, level: &Level<R>) -> R {
         let [low, high] = self.time_range;

@@ -11,6 +11,8 @@ pub struct NetworkCall<'a> {
     pub x: &'a Array,
     /// What its time embedding is fed with.
     pub time: f64,
+    /// What the second time embedding of a network of two times is fed with; 0 where no jump is meant.
+    pub second: f64,
     /// The level, for networks that use the noise scale and for analytic ones.
     pub level: Level<f64>,
     /// `c_in`.
@@ -93,6 +95,12 @@ impl<'a> Denoiser<'a> {
 
     /// The estimate of what the states `x` at a level are made of.
     pub fn estimate(&mut self, x: &[f32], level: &Level<f64>) -> Result<Estimate> {
+        self.estimate_jump(x, level, level)
+    }
+
+    /// The estimate that a network of two times has for the jump from a level to `target`. With MeanFlow its velocity
+    /// is the mean one over the jump, so that one Euler step makes it. A network of one time does not know the target.
+    pub fn estimate_jump(&mut self, x: &[f32], level: &Level<f64>, target: &Level<f64>) -> Result<Estimate> {
         if level.sigma == 0.0 {
             return Err(Error::Domain("a clean state was given to the denoiser".into()));
         }
@@ -101,6 +109,7 @@ impl<'a> Denoiser<'a> {
         let call = NetworkCall {
             x: &Array::f32(self.dims.clone(), &scaled),
             time: self.process.time_input(level),
+            second: self.process.second_input(level, target),
             level: *level,
             input_scale: c.c_in,
             guidance: self.guidance.at(level),

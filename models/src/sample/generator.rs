@@ -17,8 +17,8 @@ pub struct ForwardProgram {
     pub func: Func,
     /// The parameters.
     pub params: Vec<ParamSpec>,
-    /// `x` `[B, ..]`, `time` `[B]`, `sigma` `[B]`, `label` `i32[B]` if the network is conditional, and `guidance`
-    /// `[]` if the program is guided.
+    /// `x` `[B, ..]`, `time` `[B]`, `sigma` `[B]`, `label` `i32[B]` if the network is conditional, `second` `[B]` if it
+    /// takes two times, and `guidance` `[]` if the program is guided.
     pub inputs: Vec<Port>,
 }
 
@@ -35,7 +35,7 @@ pub fn forward_program(network: &Network, batch: usize, guided: bool) -> Result<
     let g = Graph::new("forward");
     let params = network.specs()?;
     let declared = Params::declare(&g, &params);
-    let inputs = Inputs::declare(&g, batch, &network.sample_dims()?, classes > 0);
+    let inputs = Inputs::declare(&g, batch, network)?;
     let root = declared.root();
     let result = match inputs.label {
         Some(label) if guided => {
@@ -47,6 +47,7 @@ pub fn forward_program(network: &Network, batch: usize, guided: bool) -> Result<
                 time: twice(inputs.time),
                 sigma: twice(inputs.sigma),
                 label: Some(g.concat(&[label, null], 0)),
+                second: inputs.second.map(twice),
             };
             let out = network.forward(&root, both);
             let (c, u) = (out.slice(0, 0, batch), out.slice(0, batch, 2 * batch));
@@ -182,6 +183,7 @@ impl Generator {
         let each = |value: f64| Array::f32([self.batch], &vec![value as f32; self.batch]);
         let mut inputs = vec![call.x.clone(), each(call.time), each(call.level.sigma)];
         inputs.extend(conditional.then(|| Array::i32([self.batch], labels)));
+        inputs.extend(self.network.second_time().then(|| each(call.second)));
         inputs.extend(guided.then(|| Array::f32([], &[call.guidance as f32])));
         for (buffer, array) in bound.inputs()[self.weights.len()..].iter().zip(&inputs) {
             buffer.write(array).map_err(failed)?;
