@@ -29,8 +29,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut noise = SampleNoise::new(&seeds, 1);
     let samples = sample(&Heun, &mut denoiser, &grid, &mut noise, &mut |_, _, _| {})?;
     let n = samples.len() as f64;
-    let mean = samples.iter().map(|&x| x as f64).sum::<f64>() / n;
-    let std = (samples.iter().map(|&x| (x as f64 - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let mean = samples.iter().sum::<f64>() / n;
+    let std = (samples.iter().map(|&x| (x - mean).powi(2)).sum::<f64>() / n).sqrt();
     println!("{} samples: mean {mean:.3} (data {MEAN}), deviation {std:.3} (data {STD})", samples.len());
     assert!((mean - MEAN).abs() < 0.03 && (std - STD).abs() < 0.03);
     Ok(())

@@ -135,13 +135,15 @@ fn fifty_ddim_steps_are_the_published_ones() {
     let weights = data.weights(&specs);
     let process = Preset::Ddpm.process();
     let grid = Grid::new(&process, GridKind::Leading, 50, 1.0).unwrap();
-    let (start, want) = (data.first("ddim50_x_T", 1), data.first("ddim50_x_0", 1));
+    let start = data.first("ddim50_x_T", 1).into_iter().map(f64::from).collect();
+    let want = data.first("ddim50_x_0", 1);
     let mut denoiser = Denoiser::new(&process, &[1, 28, 28, 1], |c| {
         let out = call(&func, &weights, &c.x.to_f32_vec(), &[c.time as f32], &[0.0]);
         Ok(Array::f32([1, 28, 28, 1], &out))
     });
     let mut noise = SampleNoise::new(&[0], 784);
     let got = sample_from(start, &Ddim { eta: 0.0 }, &mut denoiser, &grid, &mut noise, &mut |_, _, _| {}).unwrap();
+    let got: Vec<f32> = got.iter().map(|&v| v as f32).collect();
     let error = greatest_error(&got, &want);
     assert!(error < 1e-2, "the sample is off by {error}");
 }

@@ -20,7 +20,7 @@ fn denoiser<'a>(gmm: &'a Gmm, process: &'a Process, batch: usize) -> Denoiser<'a
     Denoiser::new(process, &[batch, gmm.dim()], move |call| gmm.network(process, call))
 }
 
-fn run(sampler: &dyn Sampler, process: &Process, kind: GridKind, steps: usize, batch: usize) -> Vec<f32> {
+fn run(sampler: &dyn Sampler, process: &Process, kind: GridKind, steps: usize, batch: usize) -> Vec<f64> {
     let gmm = mixture();
     let grid = Grid::new(process, kind, steps, 1.0).unwrap();
     let seeds: Vec<u64> = (0..batch as u64).collect();
@@ -29,7 +29,7 @@ fn run(sampler: &dyn Sampler, process: &Process, kind: GridKind, steps: usize, b
 }
 
 /// Fourth-order Runge-Kutta in f64 from one time of a continuous path to another: what the solvers converge to.
-fn exact(process: &Process, gmm: &Gmm, x: &[f32], from: f64, to: f64) -> Vec<f64> {
+fn exact(process: &Process, gmm: &Gmm, x: &[f64], from: f64, to: f64) -> Vec<f64> {
     const N: usize = 2000;
     let slope = |x: &[f64], t: f64| -> Vec<f64> {
         let level = process.level(Time::new(process.path.domain(), t.max(0.0)).unwrap()).unwrap();
@@ -39,7 +39,7 @@ fn exact(process: &Process, gmm: &Gmm, x: &[f32], from: f64, to: f64) -> Vec<f64
     };
     let mut out = Vec::new();
     for x in x.chunks(2) {
-        let mut x: Vec<f64> = x.iter().map(|&v| v as f64).collect();
+        let mut x = x.to_vec();
         let h = (to - from) / N as f64;
         for i in 0..N {
             let t = from + h * i as f64;
@@ -63,12 +63,12 @@ fn error(sampler: &dyn Sampler, process: &Process, from: f64, to: f64, n: usize)
     let domain = process.path.domain();
     let level = |i: usize| process.level(Time::new(domain, from + (to - from) * i as f64 / n as f64).unwrap()).unwrap();
     let grid = Grid { levels: (0..=n).map(level).collect() };
-    let start: Vec<f32> = SampleNoise::new(&[1, 2, 3, 4], 2).draw().iter().map(|&z| z as f32).collect();
+    let start = SampleNoise::new(&[1, 2, 3, 4], 2).draw();
     let mut noise = SampleNoise::new(&[0; 4], 2);
     let mut d = denoiser(&gmm, process, 4);
     let got = sample_from(start.clone(), sampler, &mut d, &grid, &mut noise, &mut |_, _, _| {}).unwrap();
     let want = exact(process, &gmm, &start, from, to);
-    got.iter().zip(&want).map(|(a, b)| (*a as f64 - b).abs()).fold(0.0, f64::max)
+    got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
 #[test]
@@ -97,8 +97,8 @@ fn heun_evaluates_twice_but_for_the_last_step() {
     assert_ne!(euler, heun, "a second slope that repeats the first would make Heun Euler");
 }
 
-fn moments(x: &[f32], coordinate: usize) -> (f64, f64) {
-    let v: Vec<f64> = x.chunks(2).map(|p| p[coordinate] as f64).collect();
+fn moments(x: &[f64], coordinate: usize) -> (f64, f64) {
+    let v: Vec<f64> = x.chunks(2).map(|p| p[coordinate]).collect();
     let mean = v.iter().sum::<f64>() / v.len() as f64;
     (mean, v.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / v.len() as f64)
 }
@@ -224,11 +224,11 @@ fn clipping_keeps_data_in_bounds_and_the_state_consistent() {
     let p = Preset::Ddpm.process();
     let gmm = Gmm { components: vec![Component { weight: 1.0, mean: vec![2.0, 0.1], std: 0.01 }] };
     let level = p.level(Time::step(300, 1000).unwrap()).unwrap();
-    let x = [1.5f32, 0.2];
+    let x = [1.5, 0.2];
     let Estimate { x0, noise } = denoiser(&gmm, &p, 1).with_clip(Some(1.0)).estimate(&x, &level).unwrap();
     assert_eq!(x0[0], 1.0);
     for i in 0..2 {
-        assert!((level.alpha * x0[i] + level.sigma * noise[i] - x[i] as f64).abs() < 1e-6);
+        assert!((level.alpha * x0[i] + level.sigma * noise[i] - x[i]).abs() < 1e-6);
     }
 }
 

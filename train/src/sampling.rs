@@ -61,11 +61,11 @@ pub fn sample(
     let Some(trajectory) = trajectory else {
         return Ok(generator.sample(config, seeds, labels, &mut |_, _, _, _| {})?);
     };
-    let mut observe = |_: usize, step: usize, _: &dnx_models::process::Level<f64>, x: &[f32]| {
+    let mut observe = |_: usize, step: usize, _: &dnx_models::process::Level<f64>, x: &[f64]| {
         if trajectory.frames.len() <= step {
             trajectory.frames.resize(step + 1, vec![]);
         }
-        trajectory.frames[step].extend_from_slice(x);
+        trajectory.frames[step].extend(x.iter().map(|&v| v as f32));
     };
     let last = generator.sample(config, seeds, labels, &mut observe)?;
     trajectory.frames.retain(|frame| frame.len() == last.elems());

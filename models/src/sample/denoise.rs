@@ -52,11 +52,20 @@ pub struct Estimate {
     pub noise: Vec<f64>,
 }
 
+type Network<'a> = Box<dyn FnMut(&NetworkCall<'_>) -> Result<Array> + 'a>;
+type Known<'a> = Box<dyn FnMut(&[f64], &Level<f64>) -> Result<Estimate> + 'a>;
+
+/// Where estimates come from.
+enum Source<'a> {
+    Network(Network<'a>),
+    Known(Known<'a>),
+}
+
 /// A network seen through its process.
 pub struct Denoiser<'a> {
     process: &'a Process,
     dims: Vec<usize>,
-    network: Box<dyn FnMut(&NetworkCall<'_>) -> Result<Array> + 'a>,
+    source: Source<'a>,
     guidance: Guidance,
     clip: Option<f64>,
     evaluations: usize,
@@ -69,8 +78,20 @@ impl<'a> Denoiser<'a> {
         dims: &[usize],
         network: impl FnMut(&NetworkCall<'_>) -> Result<Array> + 'a,
     ) -> Denoiser<'a> {
-        let network = Box::new(network);
-        Denoiser { process, dims: dims.to_vec(), network, guidance: Guidance::NONE, clip: None, evaluations: 0 }
+        Denoiser::of(process, dims, Source::Network(Box::new(network)))
+    }
+
+    /// A denoiser by a law that is known in closed form, in `f64` throughout: what solvers are measured against.
+    pub fn known(
+        process: &'a Process,
+        dims: &[usize],
+        estimate: impl FnMut(&[f64], &Level<f64>) -> Result<Estimate> + 'a,
+    ) -> Denoiser<'a> {
+        Denoiser::of(process, dims, Source::Known(Box::new(estimate)))
+    }
+
+    fn of(process: &'a Process, dims: &[usize], source: Source<'a>) -> Denoiser<'a> {
+        Denoiser { process, dims: dims.to_vec(), source, guidance: Guidance::NONE, clip: None, evaluations: 0 }
     }
 
     /// With guidance.
@@ -93,44 +114,55 @@ impl<'a> Denoiser<'a> {
         self.evaluations
     }
 
+    /// The dims of states, `[B, ..]`.
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
     /// The estimate of what the states `x` at a level are made of.
-    pub fn estimate(&mut self, x: &[f32], level: &Level<f64>) -> Result<Estimate> {
+    pub fn estimate(&mut self, x: &[f64], level: &Level<f64>) -> Result<Estimate> {
         self.estimate_jump(x, level, level)
     }
 
     /// The estimate that a network of two times has for the jump from a level to `target`. With MeanFlow its velocity
     /// is the mean one over the jump, so that one Euler step makes it. A network of one time does not know the target.
-    pub fn estimate_jump(&mut self, x: &[f32], level: &Level<f64>, target: &Level<f64>) -> Result<Estimate> {
+    pub fn estimate_jump(&mut self, x: &[f64], level: &Level<f64>, target: &Level<f64>) -> Result<Estimate> {
         if level.sigma == 0.0 {
             return Err(Error::Domain("a clean state was given to the denoiser".into()));
         }
-        let c = self.process.coefficients(level);
-        let scaled: Vec<f32> = x.iter().map(|&v| (c.c_in * v as f64) as f32).collect();
-        let call = NetworkCall {
-            x: &Array::f32(self.dims.clone(), &scaled),
-            time: self.process.time_input(level),
-            second: self.process.second_input(level, target),
-            level: *level,
-            input_scale: c.c_in,
-            guidance: self.guidance.at(level),
-        };
-        let output = (self.network)(&call)?;
         self.evaluations += 1;
-        if output.dims() != self.dims {
-            let (got, want) = (output.dims(), &self.dims);
-            return Err(Error::Domain(format!("the network gave dims {got:?} for a state of {want:?}")));
-        }
-        let [a, b, d, e] = c.solve(level);
-        let pairs = x.iter().map(|&v| v as f64).zip(output.to_f32_vec().into_iter().map(f64::from));
-        let (mut x0, mut noise): (Vec<f64>, Vec<f64>) = pairs.map(|(x, f)| (a * x + b * f, d * x + e * f)).unzip();
+        let mut estimate = match &mut self.source {
+            Source::Known(known) => known(x, level)?,
+            Source::Network(network) => {
+                let c = self.process.coefficients(level);
+                let scaled: Vec<f32> = x.iter().map(|&v| (c.c_in * v) as f32).collect();
+                let call = NetworkCall {
+                    x: &Array::f32(self.dims.clone(), &scaled),
+                    time: self.process.time_input(level),
+                    second: self.process.second_input(level, target),
+                    level: *level,
+                    input_scale: c.c_in,
+                    guidance: self.guidance.at(level),
+                };
+                let output = network(&call)?;
+                if output.dims() != self.dims {
+                    let (got, want) = (output.dims(), &self.dims);
+                    return Err(Error::Domain(format!("the network gave dims {got:?} for a state of {want:?}")));
+                }
+                let [a, b, d, e] = c.solve(level);
+                let pairs = x.iter().zip(output.to_f64_vec());
+                let (x0, noise) = pairs.map(|(x, f)| (a * x + b * f, d * x + e * f)).unzip();
+                Estimate { x0, noise }
+            }
+        };
         if let Some(bound) = self.clip {
-            for ((x0, noise), &x) in x0.iter_mut().zip(&mut noise).zip(x) {
+            for ((x0, noise), &x) in estimate.x0.iter_mut().zip(&mut estimate.noise).zip(x) {
                 if x0.abs() > bound {
                     *x0 = x0.clamp(-bound, bound);
-                    *noise = (x as f64 - level.alpha * *x0) / level.sigma;
+                    *noise = (x - level.alpha * *x0) / level.sigma;
                 }
             }
         }
-        Ok(Estimate { x0, noise })
+        Ok(estimate)
     }
 }

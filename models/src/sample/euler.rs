@@ -3,7 +3,7 @@
 //! On a continuous path they follow the velocity `alpha' x0 + sigma' n` in the path's time. A discrete chain has
 //! no velocity; there they follow the same curve as `x / alpha` over `sigma / alpha`, whose slope is the noise.
 
-use super::{Denoiser, Estimate, Noise, Sampler, Step};
+use super::{Denoiser, Estimate, Noise, Run, Sampler, Step, Stepper};
 use crate::Result;
 use crate::process::Level;
 
@@ -38,14 +38,20 @@ fn slopes(e: &Estimate, level: &Level<f64>) -> Vec<f64> {
 }
 
 /// `x` moved by `slopes` from one level to another.
-fn moved(x: &[f32], slopes: &[f64], from: &Level<f64>, to: &Level<f64>) -> Vec<f32> {
+fn moved(x: &[f64], slopes: &[f64], from: &Level<f64>, to: &Level<f64>) -> Vec<f64> {
     let (from, to) = (chart(from), chart(to));
     let h = to.s - from.s;
-    x.iter().zip(slopes).map(|(&x, d)| (to.scale * (x as f64 / from.scale + h * d)) as f32).collect()
+    x.iter().zip(slopes).map(|(&x, d)| to.scale * (x / from.scale + h * d)).collect()
 }
 
 impl Sampler for Euler {
-    fn step(&self, x: &mut [f32], denoiser: &mut Denoiser<'_>, step: &Step, _: &mut dyn Noise) -> Result<()> {
+    fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
+        Ok(Box::new(*self))
+    }
+}
+
+impl Stepper for Euler {
+    fn step(&mut self, x: &mut [f64], denoiser: &mut Denoiser<'_>, step: &Step, _: &mut dyn Noise) -> Result<()> {
         let d = slopes(&denoiser.estimate(x, &step.from)?, &step.from);
         x.copy_from_slice(&moved(x, &d, &step.from, &step.to));
         Ok(())
@@ -53,7 +59,13 @@ impl Sampler for Euler {
 }
 
 impl Sampler for Heun {
-    fn step(&self, x: &mut [f32], denoiser: &mut Denoiser<'_>, step: &Step, _: &mut dyn Noise) -> Result<()> {
+    fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
+        Ok(Box::new(*self))
+    }
+}
+
+impl Stepper for Heun {
+    fn step(&mut self, x: &mut [f64], denoiser: &mut Denoiser<'_>, step: &Step, _: &mut dyn Noise) -> Result<()> {
         let mut d = slopes(&denoiser.estimate(x, &step.from)?, &step.from);
         let euler = moved(x, &d, &step.from, &step.to);
         if step.is_last() {

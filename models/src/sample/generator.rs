@@ -125,7 +125,7 @@ impl Generator {
         config: &SampleConfig,
         seeds: &[u64],
         labels: Option<&[i32]>,
-        observe: &mut dyn FnMut(usize, usize, &Level<f64>, &[f32]),
+        observe: &mut dyn FnMut(usize, usize, &Level<f64>, &[f64]),
     ) -> Result<Array> {
         let process = self.process.clone();
         let sampler = config.sampler(&process)?;
@@ -162,7 +162,7 @@ impl Generator {
             let x = sample(&*sampler, &mut denoiser, &grid, noise, &mut |step, level, x| {
                 observe(first, step, level, &x[..count * elems])
             })?;
-            out.extend(&x[..count * elems]);
+            out.extend(x[..count * elems].iter().map(|&v| v as f32));
         }
         let mut dims = self.dims.clone();
         dims[0] = seeds.len();

@@ -1,6 +1,6 @@
 //! Annealed Langevin dynamics (Song and Ermon, 2019).
 
-use super::{Denoiser, Noise, Sampler, Step};
+use super::{Denoiser, Noise, Run, Sampler, Step, Stepper};
 use crate::Result;
 
 /// At each level `inner` steps `x + a s + sqrt(2 a) z` along the score `s`, with `a = rate sigma^2`; after the last
@@ -14,7 +14,13 @@ pub struct Langevin {
 }
 
 impl Sampler for Langevin {
-    fn step(&self, x: &mut [f32], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()> {
+    fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
+        Ok(Box::new(*self))
+    }
+}
+
+impl Stepper for Langevin {
+    fn step(&mut self, x: &mut [f64], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()> {
         let level = &step.from;
         let a = self.rate * level.sigma * level.sigma;
         for _ in 0..self.inner {
@@ -22,15 +28,15 @@ impl Sampler for Langevin {
             let z = noise.draw();
             for ((x, n), z) in x.iter_mut().zip(n).zip(z) {
                 // The score is -n / sigma.
-                *x = (*x as f64 - a * n / level.sigma + (2.0 * a).sqrt() * z) as f32;
+                *x += (2.0 * a).sqrt() * z - a * n / level.sigma;
             }
         }
         if step.is_last() {
             let x0 = denoiser.estimate(x, level)?.x0;
-            x.iter_mut().zip(x0).for_each(|(x, x0)| *x = x0 as f32);
+            x.copy_from_slice(&x0);
         } else if step.to.alpha != level.alpha {
             let scale = step.to.alpha / level.alpha;
-            x.iter_mut().for_each(|x| *x = (*x as f64 * scale) as f32);
+            x.iter_mut().for_each(|x| *x *= scale);
         }
         Ok(())
     }

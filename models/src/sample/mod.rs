@@ -1,9 +1,13 @@
 //! Samplers: from noise to data along a grid of noise levels.
 //!
-//! A [`Sampler`] makes one [`Step`] from a level to the next; [`sample`] drives it over a grid. It asks a
-//! [`Denoiser`] what data and noise a state consists of, so any network is sampled by any sampler: the process
-//! turns the network's output into that estimate. The network is compiled once; the steps are host arithmetic,
-//! coefficients and sums in `f64`, the state in `f32`.
+//! A [`Sampler`] is a choice of solver with its settings; it starts a [`Stepper`] per run, which keeps what the run
+//! needs (the history of a multistep solver, the step size of an adaptive one) and makes one [`Step`] from a level
+//! to the next. [`sample`] drives it over a grid. It asks a [`Denoiser`] what data and noise a state consists of, so
+//! any network is sampled by any sampler: the process turns the network's output into that estimate. The network is
+//! compiled once; the steps are host arithmetic.
+//!
+//! States are `f64` on the host and rounded to `f32` for the network alone: from sigma 80 to 0.002 an `f32` state
+//! would keep three digits of what the last steps add, and the host's part is small beside the network's.
 //!
 //! The noise of each sample is a function of that sample's own seed ([`SampleNoise`]), and all steps act on each
 //! sample alone, so a seed gives the same picture whatever batch it is drawn in.
@@ -47,10 +51,34 @@ impl Step {
     }
 }
 
-/// A way to go from one noise level to the next.
+/// What a run of a sampler is over.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The process.
+    pub process: &'a Process,
+    /// The grid, as [`Sampler::levels`] left it.
+    pub grid: &'a Grid,
+}
+
+/// A way to go from noise to data, with its settings.
 pub trait Sampler {
+    /// The levels it stops at: all of the grid's, unless the solver chooses its own times between the grid's ends.
+    fn levels(&self, process: &Process, grid: &Grid) -> Result<Grid> {
+        let _ = process;
+        Ok(grid.clone())
+    }
+
+    /// Begins a run, with nothing remembered of any other.
+    ///
+    /// # Errors
+    /// If the solver has no meaning on this path or grid, and why.
+    fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>>;
+}
+
+/// A run of a sampler. Its steps are taken in the grid's order, each once.
+pub trait Stepper {
     /// Replaces the state `x` (`[B, ..]`, at level `step.from`) by one at level `step.to`.
-    fn step(&self, x: &mut [f32], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()>;
+    fn step(&mut self, x: &mut [f64], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()>;
 }
 
 /// The standard deviation of states at a level, for data of the process's own deviation: that of the first state.
@@ -68,26 +96,28 @@ pub fn sample(
     denoiser: &mut Denoiser<'_>,
     grid: &Grid,
     noise: &mut dyn Noise,
-    observe: &mut dyn FnMut(usize, &Level<f64>, &[f32]),
-) -> Result<Vec<f32>> {
+    observe: &mut dyn FnMut(usize, &Level<f64>, &[f64]),
+) -> Result<Vec<f64>> {
     let std = marginal_std(denoiser.process(), &grid.levels[0]);
-    let x: Vec<f32> = noise.draw().iter().map(|&z| (std * z) as f32).collect();
+    let x: Vec<f64> = noise.draw().iter().map(|&z| std * z).collect();
     sample_from(x, sampler, denoiser, grid, noise, observe)
 }
 
 /// [`sample`] from a given state at the grid's first level.
 pub fn sample_from(
-    mut x: Vec<f32>,
+    mut x: Vec<f64>,
     sampler: &dyn Sampler,
     denoiser: &mut Denoiser<'_>,
     grid: &Grid,
     noise: &mut dyn Noise,
-    observe: &mut dyn FnMut(usize, &Level<f64>, &[f32]),
-) -> Result<Vec<f32>> {
+    observe: &mut dyn FnMut(usize, &Level<f64>, &[f64]),
+) -> Result<Vec<f64>> {
+    let grid = sampler.levels(denoiser.process(), grid)?;
+    let mut stepper = sampler.start(&Run { process: denoiser.process(), grid: &grid })?;
     observe(0, &grid.levels[0], &x);
     for (index, pair) in grid.levels.windows(2).enumerate() {
         let step = Step { index, from: pair[0], to: pair[1] };
-        sampler.step(&mut x, denoiser, &step, noise)?;
+        stepper.step(&mut x, denoiser, &step, noise)?;
         if let Some(at) = x.iter().position(|v| !v.is_finite()) {
             let (value, time) = (x[at], step.from.time);
             return Err(Error::Domain(format!("the state became {value} in step {index} (from time {time})")));

@@ -1,7 +1,7 @@
 //! Samplers that step through the Gaussian posterior of the next state given the estimated data: DDPM's ancestral
 //! sampler and DDIM. Both are stated for any path; on a discrete chain they are the published ones.
 
-use super::{Denoiser, Noise, Sampler, Step};
+use super::{Denoiser, Noise, Run, Sampler, Step, Stepper};
 use crate::Result;
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +42,13 @@ fn forward(step: &Step) -> Forward {
 }
 
 impl Sampler for Ddpm {
-    fn step(&self, x: &mut [f32], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()> {
+    fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
+        Ok(Box::new(*self))
+    }
+}
+
+impl Stepper for Ddpm {
+    fn step(&mut self, x: &mut [f64], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()> {
         let x0 = denoiser.estimate(x, &step.from)?.x0;
         let Forward { ratio, variance } = forward(step);
         let (from, to) = (step.from.sigma.powi(2), step.to.sigma.powi(2));
@@ -58,7 +64,13 @@ impl Sampler for Ddpm {
 }
 
 impl Sampler for Ddim {
-    fn step(&self, x: &mut [f32], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()> {
+    fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
+        Ok(Box::new(*self))
+    }
+}
+
+impl Stepper for Ddim {
+    fn step(&mut self, x: &mut [f64], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()> {
         let estimate = denoiser.estimate(x, &step.from)?;
         let (from, to) = (step.from, step.to);
         let remaining = 1.0 - (from.alpha * to.sigma / (to.alpha * from.sigma)).powi(2);
@@ -71,9 +83,9 @@ impl Sampler for Ddim {
 }
 
 /// `x[i] = mean(i, x[i]) + std z[i]`; no noise is drawn for `std` zero.
-fn add_noise(x: &mut [f32], std: f64, noise: &mut dyn Noise, mean: impl Fn(usize, f64) -> f64) {
+fn add_noise(x: &mut [f64], std: f64, noise: &mut dyn Noise, mean: impl Fn(usize, f64) -> f64) {
     let z = if std > 0.0 { noise.draw() } else { vec![] };
     for (i, x) in x.iter_mut().enumerate() {
-        *x = (mean(i, *x as f64) + z.get(i).map_or(0.0, |z| std * z)) as f32;
+        *x = mean(i, *x) + z.get(i).map_or(0.0, |z| std * z);
     }
 }
