@@ -17,7 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dims = [seeds.len(), 1];
     // The velocity of the straight path at (x, t): E[n - x0 | x].
     let mut denoiser = Denoiser::new(&process, &dims, |call| {
-        let (a, s) = (call.level.alpha, call.level.sigma);
+        // All samples of a step are at one level.
+        let (a, s) = (call.levels[0].alpha, call.levels[0].sigma);
         let variance = (a * STD).powi(2) + s * s;
         let velocity = |x: f32| {
             let innovation = (x as f64 - a * MEAN) / variance;

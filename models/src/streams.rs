@@ -13,3 +13,11 @@ pub const NOISE: u32 = 3;
 pub const LABEL: u32 = 4;
 /// Noise of samplers, of the *sample's* seed; the counter is the draw.
 pub const SAMPLE: u32 = 5;
+/// Which particles have children, of the particles' seed.
+pub const RESAMPLE: u32 = 16;
+/// Which drafted steps are accepted, of the sample's seed; the counter is the step.
+pub const ACCEPT: u32 = 17;
+/// Directions along which a trace is estimated, of the sample's seed; the counter is the probe.
+pub const PROBE: u32 = 18;
+/// Noise between the levels of 8-bit data, of the sample's seed.
+pub const DEQUANTIZE: u32 = 19;

@@ -8,7 +8,9 @@ use dnx_ir::{Array, DType};
 use dnx_models::network::{DitConfig, MlpConfig, Remat};
 use dnx_models::optim::{EmaConfig, OptimConfig};
 use dnx_models::process::Preset;
-use dnx_models::sample::{Generator, SampleConfig, SamplerKind, forward_program};
+use dnx_models::sample::{
+    Branch, Generator, GuidanceKind, Model, NetworkCall, Request, SampleConfig, SamplerKind, forward_program,
+};
 use dnx_models::step::{StepOptions, train_step};
 use dnx_models::{DataSpec, Network, init};
 use dnx_runtime::Device;
@@ -102,7 +104,7 @@ fn seeds_give_the_same_pictures_in_any_batch() {
 }
 
 #[test]
-fn guided_programs_extrapolate() {
+fn guided_programs_evaluate_both_branches() {
     let network = dit(Remat::None);
     let plain = forward_program(&network, 2, false).unwrap();
     let guided = forward_program(&network, 2, true).unwrap();
@@ -113,18 +115,110 @@ fn guided_programs_extrapolate() {
         args.extend([x.clone(), Array::f32([2], &[0.3, 0.9]), Array::f32([2], &[0.3, 0.9]), Array::i32([2], &labels)]);
         args
     };
-    let run = |f: &dnx_ir::Func, args: &[Array]| eval(f, args, Precision::F32).unwrap().remove(0).to_f64_vec();
-    let (c, u) = (run(&plain.func, &call([1, 4])), run(&plain.func, &call([5, 5])));
-    for scale in [0.0, 1.0, 2.5] {
+    let run = |f: &dnx_ir::Func, args: &[Array]| eval(f, args, Precision::F32).unwrap().remove(0);
+    for contrast in [[5, 5], [0, 2]] {
+        let (c, u) = (run(&plain.func, &call([1, 4])), run(&plain.func, &call(contrast)));
         let mut args = call([1, 4]);
-        args.push(Array::f32([], &[scale as f32]));
-        for (i, got) in run(&guided.func, &args).into_iter().enumerate() {
-            let want = u[i] + scale * (c[i] - u[i]);
-            assert!((got - want).abs() < 1e-4 * (1.0 + want.abs()), "{got} {want}");
-        }
+        args.push(Array::i32([2], &contrast));
+        let both = run(&guided.func, &args);
+        assert_eq!(both.dims(), [4, 6, 4, 3]);
+        let want: Vec<f32> = [c.to_f32_vec(), u.to_f32_vec()].concat();
+        close(&both, &Array::f32([4, 6, 4, 3], &want), 1e-5, "both branches");
     }
     let e = forward_program(&mlp(), 2, true).unwrap_err().to_string();
     assert!(e.starts_with("sample.cfg"), "{e}");
+}
+
+/// `<w, J v>` by differences of the network, by its jvp and by its vjp.
+#[test]
+fn networks_have_derivatives_by_their_input() {
+    let network = dit(Remat::None);
+    let weights = weights(&network.specs().unwrap());
+    let process = Preset::Sit.process();
+    let mut generator = Generator::new(&Device::cpu(), &network, &process, &weights, 2).unwrap();
+    let draw = |seed: u64| init::Init::Normal { std: 1.0 }.draw(&[2, 6, 4, 3], key(seed));
+    let (x, v, w) = (draw(1), draw(2), draw(3));
+    let level = |t: f64| process.level(dnx_models::process::Time::unit(t).unwrap()).unwrap();
+    let levels = [level(0.3), level(0.9)];
+    let (times, input_scales) = ([0.3, 0.9], [1.0, 1.0]);
+    let mut model = generator.conditioned(&[1, 4], 5);
+    for branch in [Branch::Conditional, Branch::Contrast] {
+        let branches = [branch];
+        fn call<'a>(
+            x: &'a Array,
+            times: &'a [f64],
+            levels: &'a [dnx_models::process::Level<f64>],
+            input_scales: &'a [f64],
+            branches: &'a [Branch],
+        ) -> NetworkCall<'a> {
+            NetworkCall { x, times, seconds: &[0.0; 2], levels, input_scales, branches }
+        }
+        let dot = |a: &Array, b: &Array| a.to_f64_vec().iter().zip(b.to_f64_vec()).map(|(a, b)| a * b).sum::<f64>();
+        let moved = |h: f32| {
+            let at: Vec<f32> = x.to_f32_vec().iter().zip(v.to_f32_vec()).map(|(x, v)| x + h * v).collect();
+            Array::f32(x.dims(), &at)
+        };
+        let at = call(&x, &times, &levels, &input_scales, &branches);
+        let (output, tangent) = model.jvp(&at, &v).unwrap();
+        close(&output, &model.forward(&at).unwrap(), 1e-5, "the primal");
+        let back = model.vjp(&at, &w).unwrap();
+        let (forward, backward) = (dot(&w, &tangent), dot(&back, &v));
+        let (up, down) = (moved(1e-2), moved(-1e-2));
+        let up = model.forward(&call(&up, &times, &levels, &input_scales, &branches)).unwrap();
+        let down = model.forward(&call(&down, &times, &levels, &input_scales, &branches)).unwrap();
+        let difference = (dot(&w, &up) - dot(&w, &down)) / 2e-2;
+        assert!((forward - backward).abs() < 1e-4 * forward.abs().max(1.0), "{forward} {backward}");
+        assert!((forward - difference).abs() < 5e-3 * forward.abs().max(1.0), "{forward} {difference}");
+    }
+}
+
+#[test]
+fn negative_labels_and_guides_have_conditions_of_their_own() {
+    let (network, process) = (dit(Remat::None), Preset::Sit.process());
+    let specs = network.specs().unwrap();
+    let own = weights(&specs);
+    let worse: Vec<Array> = own
+        .iter()
+        .map(|a| {
+            if a.dtype() == DType::F32 {
+                Array::f32(a.dims(), &a.to_f32_vec().iter().map(|x| 0.8 * x).collect::<Vec<_>>())
+            } else {
+                a.clone()
+            }
+        })
+        .collect();
+    let device = Device::cpu();
+    let generator = |w: &[Array]| Generator::new(&device, &network, &process, w, 2).unwrap();
+    let config = |cfg: f64, guidance: GuidanceKind| SampleConfig { steps: 3, cfg, guidance, ..SampleConfig::default() };
+    let labels = [1, 4];
+    let run = |g: &mut Generator, c: &SampleConfig, labels: &[i32; 2], negative: Option<i32>| {
+        let request = Request { seeds: &[7, 8], labels: Some(labels), negative };
+        g.run(c, &request, &mut |_, _, _, _| {}).unwrap().to_f32_vec()
+    };
+    let cfg = config(2.0, GuidanceKind::Cfg);
+    let mut plain = generator(&own);
+    let null = run(&mut plain, &cfg, &labels, None);
+    assert_eq!(run(&mut plain, &cfg, &labels, Some(5)), null, "the network's own null label is its class count");
+    assert_ne!(run(&mut plain, &cfg, &labels, Some(2)), null);
+    // Against its own condition guidance changes nothing, but for the rounding of the mixture.
+    let free = run(&mut plain, &config(1.0, GuidanceKind::Cfg), &[2, 2], None);
+    for (a, b) in run(&mut plain, &cfg, &[2, 2], Some(2)).iter().zip(&free) {
+        assert!((a - b).abs() < 1e-3 * b.abs().max(1.0), "{a} {b}");
+    }
+
+    let auto = config(2.0, GuidanceKind::Autoguidance);
+    let e = plain.sample(&auto, &[7], Some(&[1]), &mut |_, _, _, _| {}).unwrap_err().to_string();
+    assert!(e.starts_with("sample.guidance") && e.contains("--guide"), "{e}");
+    let mut itself = generator(&own).with_guide(generator(&own)).unwrap();
+    for (a, b) in run(&mut itself, &auto, &[2, 2], None).iter().zip(&free) {
+        assert!((a - b).abs() < 1e-3 * b.abs().max(1.0), "guided by itself: {a} {b}");
+    }
+    let mut guided = generator(&own).with_guide(generator(&worse)).unwrap();
+    let (a, b) =
+        (run(&mut guided, &auto, &labels, None), run(&mut plain, &config(1.0, GuidanceKind::Cfg), &labels, None));
+    assert!(a.iter().zip(&b).any(|(a, b)| (a - b).abs() > 1e-2), "the guide matters");
+    // At scale 1 nothing is a no-op but nothing at all: bit for bit.
+    assert_eq!(run(&mut guided, &config(1.0, GuidanceKind::Autoguidance), &labels, None), b);
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn fifty_ddim_steps_are_the_published_ones() {
     let start = data.first("ddim50_x_T", 1).into_iter().map(f64::from).collect();
     let want = data.first("ddim50_x_0", 1);
     let mut denoiser = Denoiser::new(&process, &[1, 28, 28, 1], |c| {
-        let out = call(&func, &weights, &c.x.to_f32_vec(), &[c.time as f32], &[0.0]);
+        let out = call(&func, &weights, &c.x.to_f32_vec(), &[c.times[0] as f32], &[0.0]);
         Ok(Array::f32([1, 28, 28, 1], &out))
     });
     let mut noise = SampleNoise::new(&[0], 784);

@@ -204,19 +204,19 @@ fn a_seed_gives_the_same_sample_in_any_batch() {
 fn guidance_acts_in_its_interval_alone() {
     let p = Preset::Sit.process();
     let gmm = mixture();
-    let mut seen: Vec<(f64, f64)> = vec![];
+    let mut seen: Vec<(f64, usize)> = vec![];
     {
         let mut d = Denoiser::new(&p, &[1, 2], |call| {
-            seen.push((call.level.time, call.guidance));
+            seen.push((call.levels[0].time, call.branches.len()));
             gmm.network(&p, call)
         })
-        .with_guidance(Guidance { scale: 3.0, interval: Some([0.25, 0.75]) });
+        .with_guidance(Guidance { interval: Some([0.25, 0.75]), ..Guidance::scale(3.0) });
         let grid = Grid::new(&p, GridKind::Uniform, 8, 1.0).unwrap();
         sample(&Euler, &mut d, &grid, &mut SampleNoise::new(&[0], 2), &mut |_, _, _| {}).unwrap();
     }
-    let guided: Vec<f64> = seen.iter().filter(|s| s.1 == 3.0).map(|s| s.0).collect();
+    let guided: Vec<f64> = seen.iter().filter(|s| s.1 == 2).map(|s| s.0).collect();
     assert_eq!(guided, [0.75, 0.625, 0.5, 0.375, 0.25]);
-    assert!(seen.iter().all(|s| s.1 == 3.0 || s.1 == 1.0));
+    assert!(seen.iter().all(|s| s.1 == 2 || s.1 == 1));
 }
 
 #[test]

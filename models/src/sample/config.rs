@@ -1,6 +1,6 @@
 //! `[sample]` of a configuration.
 
-use super::{Ddim, Ddpm, Euler, Grid, GridKind, Guidance, Heun, Langevin, PosteriorVariance, Sampler};
+use super::{Ddim, Ddpm, Euler, Grid, GridKind, Guidance, GuidanceKind, Heun, Langevin, PosteriorVariance, Sampler};
 use crate::process::Process;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -29,10 +29,18 @@ pub struct SampleConfig {
     pub grid: Option<GridKind>,
     /// Shift of uniform grids toward noise; 1: none.
     pub shift: f64,
+    /// What guidance moves away from.
+    pub guidance: GuidanceKind,
     /// Guidance scale; 1: none.
     pub cfg: f64,
     /// Times, in the path's unit, between which guidance acts.
     pub guidance_interval: Option<[f64; 2]>,
+    /// Noise levels `sigma / alpha` between which guidance acts.
+    pub guidance_sigma_interval: Option<[f64; 2]>,
+    /// How many channels, from the first, are guided; all if absent. 3 for DiT's published samples.
+    pub cfg_channels: Option<usize>,
+    /// Share of the guided output that gets back the conditional one's deviation; 0: none.
+    pub cfg_rescale: f64,
     /// Noise of `ddim`.
     pub eta: f64,
     /// Variance of `ddpm`.
@@ -52,8 +60,12 @@ impl Default for SampleConfig {
             steps: 32,
             grid: None,
             shift: 1.0,
+            guidance: GuidanceKind::Cfg,
             cfg: 1.0,
             guidance_interval: None,
+            guidance_sigma_interval: None,
+            cfg_channels: None,
+            cfg_rescale: 0.0,
             eta: 0.0,
             variance: PosteriorVariance::Small,
             clip: 0.0,
@@ -78,14 +90,7 @@ impl SampleConfig {
         if self.eta > 1.0 {
             return bad("eta", format!("is {}; it must be in [0, 1]", self.eta));
         }
-        if !self.cfg.is_finite() {
-            return bad("cfg", format!("is {}", self.cfg));
-        }
-        if let Some([low, high]) = self.guidance_interval
-            && !(low <= high)
-        {
-            return bad("guidance_interval", format!("is [{low}, {high}]; it wants first <= second"));
-        }
+        self.check_guidance()?;
         Ok(match self.sampler {
             SamplerKind::Euler => Box::new(Euler),
             SamplerKind::Heun => Box::new(Heun),
@@ -104,6 +109,36 @@ impl SampleConfig {
         })
     }
 
+    /// Refuses scales and intervals that make no sense, and keys that this kind of guidance does not read.
+    fn check_guidance(&self) -> Result<()> {
+        let bad = |key: &str, message: String| Err(Error::config(format!("sample.{key}"), message));
+        if !self.cfg.is_finite() {
+            return bad("cfg", format!("is {}", self.cfg));
+        }
+        let intervals =
+            [("guidance_interval", self.guidance_interval), ("guidance_sigma_interval", self.guidance_sigma_interval)];
+        for (key, interval) in intervals {
+            if let Some([low, high]) = interval
+                && !(low <= high)
+            {
+                return bad(key, format!("is [{low}, {high}]; it wants first <= second"));
+            }
+        }
+        if !(0.0..=1.0).contains(&self.cfg_rescale) {
+            return bad("cfg_rescale", format!("is {}; it is a share, 0 to 1", self.cfg_rescale));
+        }
+        if self.cfg_channels == Some(0) {
+            return bad("cfg_channels", "is 0; to guide no channel, set cfg to 1".into());
+        }
+        if self.guidance == GuidanceKind::Autoguidance {
+            let unread = [("cfg_channels", self.cfg_channels.is_some()), ("cfg_rescale", self.cfg_rescale != 0.0)];
+            if let Some((key, _)) = unread.into_iter().find(|(_, set)| *set) {
+                return bad(key, "is read only with guidance = \"cfg\"".into());
+            }
+        }
+        Ok(())
+    }
+
     /// The grid.
     pub fn grid(&self, process: &Process) -> Result<Grid> {
         let usual = match self.sampler {
@@ -115,7 +150,13 @@ impl SampleConfig {
 
     /// The guidance.
     pub fn guidance(&self) -> Guidance {
-        Guidance { scale: self.cfg, interval: self.guidance_interval }
+        Guidance {
+            scale: self.cfg,
+            interval: self.guidance_interval,
+            sigma_interval: self.guidance_sigma_interval,
+            channels: self.cfg_channels,
+            rescale: self.cfg_rescale,
+        }
     }
 
     /// The bound of estimated data.

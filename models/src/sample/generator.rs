@@ -1,29 +1,30 @@
 //! The network of a sampler, compiled once for a device.
 
-use super::{Denoiser, NetworkCall, Noise, SampleConfig, SampleNoise, sample};
+use super::{Branch, Denoiser, GuidanceKind, Model, NetworkCall, Noise, SampleConfig, SampleNoise, sample};
 use crate::network::{Inputs, Network};
 use crate::params::{ParamSpec, Params};
 use crate::process::{Level, Process};
 use crate::step::Port;
 use crate::{Error, Result};
 use dnx_codegen::{Precision, compile};
-use dnx_ir::{Array, DType, Func, Graph, Type};
+use dnx_ir::{Array, DType, Func, Graph, Tensor, Type};
 use dnx_runtime::{Bound, Buffer, Device};
+use std::sync::Arc;
 
 /// The network as a function of weights and one call.
 #[derive(Clone, Debug)]
 pub struct ForwardProgram {
-    /// Inputs: all parameters in the network's order, then `inputs`. One result, like `x`.
+    /// Inputs: all parameters in the network's order, then `inputs`. The first result is like `x`, or twice as long.
     pub func: Func,
     /// The parameters.
     pub params: Vec<ParamSpec>,
     /// `x` `[B, ..]`, `time` `[B]`, `sigma` `[B]`, `label` `i32[B]` if the network is conditional, `second` `[B]` if it
-    /// takes two times, and `guidance` `[]` if the program is guided.
+    /// takes two times, and `contrast` `i32[B]` if the program has two branches; a derivative's direction last.
     pub inputs: Vec<Port>,
 }
 
-/// Builds the network for a batch. A guided program evaluates the conditional and the unconditional network as one
-/// batch of twice the size and gives `u + guidance (c - u)`; the null label is the network's class count.
+/// Builds the network for a batch. A guided program evaluates it under `label` and under `contrast` as one batch of
+/// twice the size, and gives `[2 B, ..]`: what is made of the two is the [`super::Guidance`]'s.
 ///
 /// # Errors
 /// If guidance is asked of a network without classes.
@@ -39,28 +40,67 @@ pub fn forward_program(network: &Network, batch: usize, guided: bool) -> Result<
     let root = declared.root();
     let result = match inputs.label {
         Some(label) if guided => {
-            let scale = g.param("guidance", Type::f32([]));
-            let null = g.full(DType::I32, &[batch], classes as f64);
+            let contrast = g.param("contrast", Type::new(DType::I32, [batch]));
             let twice = |t| g.concat(&[t, t], 0);
             let both = Inputs {
                 x: twice(inputs.x),
                 time: twice(inputs.time),
                 sigma: twice(inputs.sigma),
-                label: Some(g.concat(&[label, null], 0)),
+                label: Some(g.concat(&[label, contrast], 0)),
                 second: inputs.second.map(twice),
             };
-            let out = network.forward(&root, both);
-            let (c, u) = (out.slice(0, 0, batch), out.slice(0, batch, 2 * batch));
-            u + (c - u) * scale
+            network.forward(&root, both)
         }
         _ => network.forward(&root, inputs),
     };
-    let func = g.finish(&[result])?;
+    Ok(program(g.finish(&[result])?, params))
+}
+
+fn program(func: Func, params: Vec<ParamSpec>) -> ForwardProgram {
     let inputs = func.params[params.len()..]
         .iter()
         .map(|p| Port { name: p.name.to_string(), ty: func.ty(p.value).clone() })
         .collect();
-    Ok(ForwardProgram { func, params, inputs })
+    ForwardProgram { func, params, inputs }
+}
+
+/// The output and its derivative along a direction of `x`, which is the last input.
+pub fn jvp_program(network: &Network, batch: usize) -> Result<ForwardProgram> {
+    let ForwardProgram { func, params, .. } = forward_program(network, batch, false)?;
+    let derived = dnx_autodiff::jvp(&func, &[params.len()])?;
+    Ok(program(derived, params))
+}
+
+/// The transposed derivative of the output by `x`, applied to a cotangent, which is the last input.
+pub fn vjp_program(network: &Network, batch: usize) -> Result<ForwardProgram> {
+    let ForwardProgram { func, params, .. } = forward_program(network, batch, false)?;
+    let func = Arc::new(func);
+    let g = Graph::new("along");
+    let args: Vec<Tensor> = func.params.iter().map(|p| g.param(&p.name, func.ty(p.value).clone())).collect();
+    let cotangent = g.param("cotangent", func.ty(func.results[0]).clone());
+    let output = g.call(&func, &args)[0];
+    let along = g.finish(&[(output * cotangent).sum_all()])?;
+    Ok(program(dnx_autodiff::grad(&along, &[params.len()])?, params))
+}
+
+/// The programs of a generator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Guided,
+    Jvp,
+    Vjp,
+}
+
+/// What is asked of a generator.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Request<'a> {
+    /// One sample per seed.
+    pub seeds: &'a [u64],
+    /// One class per seed; ignored by an unconditional network. `None` draws from all classes (the null label).
+    pub labels: Option<&'a [i32]>,
+    /// The class that classifier-free guidance moves away from; the network's null label if absent.
+    pub negative: Option<i32>,
 }
 
 /// A network with weights on a device, drawing samples in batches of one size.
@@ -72,8 +112,8 @@ pub struct Generator {
     batch: usize,
     dims: Vec<usize>,
     precision: Precision,
-    plain: Option<Bound>,
-    guided: Option<Bound>,
+    programs: Vec<(Form, Bound)>,
+    guide: Option<Box<Generator>>,
 }
 
 impl Generator {
@@ -107,19 +147,34 @@ impl Generator {
             batch: batch.max(1),
             dims,
             precision: Precision::F32,
-            plain: None,
-            guided: None,
+            programs: vec![],
+            guide: None,
         })
     }
 
     /// The same generator with the network evaluated at this precision; states and noise stay `f32`.
     pub fn with_precision(self, precision: Precision) -> Generator {
-        Generator { precision, plain: None, guided: None, ..self }
+        Generator { precision, programs: vec![], ..self }
     }
 
-    /// One sample per seed, `[seeds, ..dims]`. `labels` has one class per seed and is ignored by an unconditional
-    /// network; `None` draws from all classes (the null label). `observe` sees each batch's states: the index of its
-    /// first seed, the step, the level and the states.
+    /// With a second network as the contrast of autoguidance. It is conditioned on the same labels if it has
+    /// classes, by its own embedding; a guide without classes guides as an unconditional network.
+    ///
+    /// # Errors
+    /// If samples, batch or number of classes differ.
+    pub fn with_guide(self, guide: Generator) -> Result<Generator> {
+        let (own, other) = (&self.dims, &guide.dims);
+        if own != other {
+            return Err(Error::Domain(format!("the guide makes samples of {other:?}, this network of {own:?}")));
+        }
+        let (own, other) = (self.network.classes(), guide.network.classes());
+        if other != 0 && own != other {
+            return Err(Error::Domain(format!("the guide has {other} classes, this network {own}")));
+        }
+        Ok(Generator { guide: Some(Box::new(guide)), ..self })
+    }
+
+    /// One sample per seed, `[seeds, ..dims]`, as [`Generator::run`].
     pub fn sample(
         &mut self,
         config: &SampleConfig,
@@ -127,73 +182,135 @@ impl Generator {
         labels: Option<&[i32]>,
         observe: &mut dyn FnMut(usize, usize, &Level<f64>, &[f64]),
     ) -> Result<Array> {
+        self.run(config, &Request { seeds, labels, ..Request::default() }, observe)
+    }
+
+    /// What is requested, `[seeds, ..dims]`. `observe` sees each batch's states: the index of its first seed, the
+    /// step, the level and the states.
+    pub fn run(
+        &mut self,
+        config: &SampleConfig,
+        request: &Request<'_>,
+        observe: &mut dyn FnMut(usize, usize, &Level<f64>, &[f64]),
+    ) -> Result<Array> {
         let process = self.process.clone();
         let sampler = config.sampler(&process)?;
         let grid = config.grid(&process)?;
-        let classes = self.network.classes();
-        if config.cfg != 1.0 && classes == 0 {
-            return Err(Error::config("sample.cfg", "guidance needs a network with classes; model.classes is 0"));
-        }
-        let null = classes as i32;
-        let labels = match labels {
-            Some(l) if l.len() != seeds.len() => {
-                return Err(Error::Domain(format!("{} labels for {} seeds", l.len(), seeds.len())));
-            }
-            Some(l) => match l.iter().find(|&&l| !(0..=null).contains(&l)) {
-                Some(l) => return Err(Error::Domain(format!("there is no class {l}; the network has {classes}"))),
-                None => l.to_vec(),
-            },
-            None => vec![null; seeds.len()],
-        };
+        let Request { seeds, .. } = *request;
+        let (labels, contrast) = self.labels(config, request)?;
+        let mut guide = self.guide.take();
+        let guide_process = guide.as_ref().map(|g| g.process.clone());
         let elems: usize = self.dims[1..].iter().product();
         let mut out: Vec<f32> = Vec::with_capacity(seeds.len() * elems);
-        for first in (0..seeds.len()).step_by(self.batch) {
-            let count = self.batch.min(seeds.len() - first);
-            // A short last batch repeats its last sample; what is repeated is dropped.
-            let at = |i: usize| first + i.min(count - 1);
-            let batch_seeds: Vec<u64> = (0..self.batch).map(|i| seeds[at(i)]).collect();
-            let batch_labels: Vec<i32> = (0..self.batch).map(|i| labels[at(i)]).collect();
-            let dims = self.dims.clone();
-            let mut noise = SampleNoise::new(&batch_seeds, elems);
-            let mut denoiser = Denoiser::new(&process, &dims, |call| self.evaluate(call, &batch_labels))
-                .with_guidance(config.guidance())
-                .with_clip(config.clip());
-            let noise: &mut dyn Noise = &mut noise;
-            let x = sample(&*sampler, &mut denoiser, &grid, noise, &mut |step, level, x| {
-                observe(first, step, level, &x[..count * elems])
-            })?;
-            out.extend(x[..count * elems].iter().map(|&v| v as f32));
-        }
+        let mut batches = || -> Result<()> {
+            for first in (0..seeds.len()).step_by(self.batch) {
+                let count = self.batch.min(seeds.len() - first);
+                // A short last batch repeats its last sample; what is repeated is dropped.
+                let at = |i: usize| first + i.min(count - 1);
+                let batch_seeds: Vec<u64> = (0..self.batch).map(|i| seeds[at(i)]).collect();
+                let batch_labels: Vec<i32> = (0..self.batch).map(|i| labels[at(i)]).collect();
+                let dims = self.dims.clone();
+                let mut noise = SampleNoise::new(&batch_seeds, elems);
+                let model = self.conditioned(&batch_labels, contrast);
+                let mut denoiser =
+                    Denoiser::of(&process, &dims, model).with_guidance(config.guidance()).with_clip(config.clip());
+                if let (Some(guide), Some(process)) = (&mut guide, &guide_process)
+                    && config.guidance == GuidanceKind::Autoguidance
+                {
+                    let null = guide.network.classes() as i32;
+                    denoiser = denoiser.with_guide(process, guide.conditioned(&batch_labels, null));
+                }
+                let noise: &mut dyn Noise = &mut noise;
+                let x = sample(&*sampler, &mut denoiser, &grid, noise, &mut |step, level, x| {
+                    observe(first, step, level, &x[..count * elems])
+                })?;
+                out.extend(x[..count * elems].iter().map(|&v| v as f32));
+            }
+            Ok(())
+        };
+        let done = batches();
+        self.guide = guide;
+        done?;
         let mut dims = self.dims.clone();
         dims[0] = seeds.len();
         Ok(Array::f32(dims, &out))
     }
 
-    /// One evaluation of the network for a batch with these labels.
-    pub fn evaluate(&mut self, call: &NetworkCall<'_>, labels: &[i32]) -> Result<Array> {
-        let guided = call.guidance != 1.0;
-        let conditional = self.network.classes() > 0;
-        if guided && self.guided.is_none() {
-            self.guided = Some(self.compile(true)?);
-        } else if !guided && self.plain.is_none() {
-            self.plain = Some(self.compile(false)?);
+    /// A label for each seed, and that of the contrast.
+    fn labels(&self, config: &SampleConfig, request: &Request<'_>) -> Result<(Vec<i32>, i32)> {
+        let classes = self.network.classes();
+        let Request { seeds, labels, negative } = *request;
+        match config.guidance {
+            _ if config.cfg == 1.0 => {}
+            GuidanceKind::Cfg if classes == 0 => {
+                return Err(Error::config("sample.cfg", "guidance needs a network with classes; model.classes is 0"));
+            }
+            GuidanceKind::Autoguidance if self.guide.is_none() => {
+                let message = "is autoguidance, which needs a second network: give one with --guide";
+                return Err(Error::config("sample.guidance", message));
+            }
+            GuidanceKind::Cfg | GuidanceKind::Autoguidance => {}
         }
-        let bound = if guided { &self.guided } else { &self.plain };
-        let bound = bound.as_ref().expect("compiled above");
-        let each = |value: f64| Array::f32([self.batch], &vec![value as f32; self.batch]);
-        let mut inputs = vec![call.x.clone(), each(call.time), each(call.level.sigma)];
-        inputs.extend(conditional.then(|| Array::i32([self.batch], labels)));
-        inputs.extend(self.network.second_time().then(|| each(call.second)));
-        inputs.extend(guided.then(|| Array::f32([], &[call.guidance as f32])));
-        for (buffer, array) in bound.inputs()[self.weights.len()..].iter().zip(&inputs) {
+        let null = classes as i32;
+        let known = |l: i32| match (0..=null).contains(&l) {
+            true => Ok(l),
+            false => Err(Error::Domain(format!("there is no class {l}; the network has {classes}"))),
+        };
+        let labels = match labels {
+            Some(l) if l.len() != seeds.len() => {
+                return Err(Error::Domain(format!("{} labels for {} seeds", l.len(), seeds.len())));
+            }
+            Some(l) => l.iter().map(|&l| known(l)).collect::<Result<Vec<_>>>()?,
+            None => vec![null; seeds.len()],
+        };
+        Ok((labels, negative.map_or(Ok(null), known)?))
+    }
+
+    /// The network under these labels, one per sample of a batch, and with this one as the contrast.
+    pub fn conditioned<'a>(&'a mut self, labels: &'a [i32], contrast: i32) -> Conditioned<'a> {
+        Conditioned { generator: self, labels, contrast }
+    }
+
+    /// The class count, which is the null label.
+    pub fn null_label(&self) -> i32 {
+        self.network.classes() as i32
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Dims of a batch.
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    /// Runs a program on inputs that follow the weights.
+    fn execute(&mut self, form: Form, inputs: &[Array]) -> Result<Vec<Array>> {
+        let at = match self.programs.iter().position(|(f, _)| *f == form) {
+            Some(at) => at,
+            None => {
+                let bound = self.compile(form)?;
+                self.programs.push((form, bound));
+                self.programs.len() - 1
+            }
+        };
+        let bound = &self.programs[at].1;
+        for (buffer, array) in bound.inputs()[self.weights.len()..].iter().zip(inputs) {
             buffer.write(array).map_err(failed)?;
         }
         bound.run().map_err(failed)?;
-        bound.outputs()[0].download().map_err(failed)
+        bound.outputs().iter().map(|b| b.download().map_err(failed)).collect()
     }
 
-    fn compile(&self, guided: bool) -> Result<Bound> {
-        let program = forward_program(&self.network, self.batch, guided)?;
+    fn compile(&self, form: Form) -> Result<Bound> {
+        let program = match form {
+            Form::Plain => forward_program(&self.network, self.batch, false)?,
+            Form::Guided => forward_program(&self.network, self.batch, true)?,
+            Form::Jvp => jvp_program(&self.network, self.batch)?,
+            Form::Vjp => vjp_program(&self.network, self.batch)?,
+        };
         if program.params.len() != self.weights.len() {
             let (want, got) = (program.params.len(), self.weights.len());
             return Err(Error::Device(format!("the network has {want} tensors, {got} were given")));
@@ -205,6 +322,69 @@ impl Generator {
         let types: Vec<Type> = program.inputs.iter().map(|p| p.ty.clone()).collect();
         inputs.extend(self.device.zeros_all(&types).map_err(failed)?);
         loaded.bind(&inputs).map_err(failed)
+    }
+}
+
+/// A generator's network with the labels of a batch: the [`Model`] that a [`Denoiser`] evaluates.
+pub struct Conditioned<'a> {
+    generator: &'a mut Generator,
+    labels: &'a [i32],
+    contrast: i32,
+}
+
+impl Conditioned<'_> {
+    /// The inputs of a call under these branches.
+    fn inputs(&self, call: &NetworkCall<'_>) -> Vec<Array> {
+        let batch = self.generator.batch;
+        let each = |v: &[f64]| Array::f32([batch], &v.iter().map(|&v| v as f32).collect::<Vec<_>>());
+        let sigmas: Vec<f64> = call.levels.iter().map(|l| l.sigma).collect();
+        let mut inputs = vec![call.x.clone(), each(call.times), each(&sigmas)];
+        let mut labels = call.branches.iter().filter_map(|&b| self.label(b));
+        inputs.extend(labels.next());
+        inputs.extend(self.generator.network.second_time().then(|| each(call.seconds)));
+        inputs.extend(labels);
+        inputs
+    }
+
+    /// The labels of a branch, if the network is conditional.
+    fn label(&self, branch: Branch) -> Option<Array> {
+        let batch = self.generator.batch;
+        (self.generator.network.classes() > 0).then(|| match branch {
+            Branch::Conditional => Array::i32([batch], self.labels),
+            Branch::Contrast => Array::i32([batch], &vec![self.contrast; batch]),
+        })
+    }
+
+    fn single(&self, call: &NetworkCall<'_>) -> Result<Vec<Array>> {
+        let [_] = call.branches else {
+            return Err(Error::Domain(format!("a derivative is of one branch, not of {}", call.branches.len())));
+        };
+        Ok(self.inputs(call))
+    }
+}
+
+impl Model for Conditioned<'_> {
+    fn forward(&mut self, call: &NetworkCall<'_>) -> Result<Array> {
+        let form = match call.branches {
+            [_] => Form::Plain,
+            [Branch::Conditional, Branch::Contrast] => Form::Guided,
+            other => return Err(Error::Domain(format!("a network is not evaluated under {other:?}"))),
+        };
+        Ok(self.generator.execute(form, &self.inputs(call))?.swap_remove(0))
+    }
+
+    fn jvp(&mut self, call: &NetworkCall<'_>, tangent: &Array) -> Result<(Array, Array)> {
+        let mut inputs = self.single(call)?;
+        inputs.push(tangent.clone());
+        let mut results = self.generator.execute(Form::Jvp, &inputs)?;
+        let moved = results.swap_remove(1);
+        Ok((results.swap_remove(0), moved))
+    }
+
+    fn vjp(&mut self, call: &NetworkCall<'_>, cotangent: &Array) -> Result<Array> {
+        let mut inputs = self.single(call)?;
+        inputs.push(cotangent.clone());
+        Ok(self.generator.execute(Form::Vjp, &inputs)?.swap_remove(0))
     }
 }
 

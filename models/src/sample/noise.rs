@@ -24,15 +24,17 @@ impl SampleNoise {
         let keys = seeds.iter().map(|&s| fold_in(key(s), streams::SAMPLE)).collect();
         SampleNoise { keys, elems, draws: 0 }
     }
+
+    /// Draw number `draw`, from 0, of one of the samples.
+    pub fn at(&self, sample: usize, draw: u32) -> Vec<f64> {
+        let key = fold_in(self.keys[sample], draw);
+        (0..self.elems as u64).map(|i| normal_from_bits(bits(key, i))).collect()
+    }
 }
 
 impl Noise for SampleNoise {
     fn draw(&mut self) -> Vec<f64> {
-        let mut out = Vec::with_capacity(self.keys.len() * self.elems);
-        for &key in &self.keys {
-            let key = fold_in(key, self.draws);
-            out.extend((0..self.elems as u64).map(|i| normal_from_bits(bits(key, i))));
-        }
+        let out = (0..self.keys.len()).flat_map(|s| self.at(s, self.draws)).collect();
         self.draws += 1;
         out
     }

@@ -1,7 +1,8 @@
 //! Samplers that step through the Gaussian posterior of the next state given the estimated data: DDPM's ancestral
 //! sampler and DDIM. Both are stated for any path; on a discrete chain they are the published ones.
 
-use super::{Denoiser, Noise, Run, Sampler, Step, Stepper};
+use super::kernel::StepLaw;
+use super::{Denoiser, Estimate, Noise, Run, Sampler, Step, Stepper};
 use crate::Result;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,30 @@ fn forward(step: &Step) -> Forward {
     Forward { ratio, variance: step.from.sigma.powi(2) - (ratio * step.to.sigma).powi(2) }
 }
 
+impl Ddpm {
+    pub(super) fn coefficients(&self, step: &Step) -> StepLaw {
+        let Forward { ratio, variance } = forward(step);
+        let (from, to) = (step.from.sigma.powi(2), step.to.sigma.powi(2));
+        let std = match self.variance {
+            _ if step.is_last() => 0.0,
+            PosteriorVariance::Small => (variance * to / from).sqrt(),
+            PosteriorVariance::Large => variance.sqrt(),
+        };
+        StepLaw { state: ratio * to / from, data: step.to.alpha * variance / from, noise: 0.0, std }
+    }
+}
+
+impl Ddim {
+    pub(super) fn coefficients(&self, step: &Step) -> StepLaw {
+        let (from, to) = (step.from, step.to);
+        let remaining = 1.0 - (from.alpha * to.sigma / (to.alpha * from.sigma)).powi(2);
+        let std = self.eta * to.sigma * remaining.max(0.0).sqrt();
+        // What variance the fresh noise adds, the old noise gives up.
+        let direction = (to.sigma.powi(2) - std * std).max(0.0).sqrt();
+        StepLaw { state: 0.0, data: to.alpha, noise: direction, std }
+    }
+}
+
 impl Sampler for Ddpm {
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         Ok(Box::new(*self))
@@ -49,16 +74,8 @@ impl Sampler for Ddpm {
 
 impl Stepper for Ddpm {
     fn step(&mut self, x: &mut [f64], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()> {
-        let x0 = denoiser.estimate(x, &step.from)?.x0;
-        let Forward { ratio, variance } = forward(step);
-        let (from, to) = (step.from.sigma.powi(2), step.to.sigma.powi(2));
-        let (keep, data) = (ratio * to / from, step.to.alpha * variance / from);
-        let std = match self.variance {
-            _ if step.is_last() => 0.0,
-            PosteriorVariance::Small => (variance * to / from).sqrt(),
-            PosteriorVariance::Large => variance.sqrt(),
-        };
-        add_noise(x, std, noise, |i, x| keep * x + data * x0[i]);
+        let estimate = denoiser.estimate(x, &step.from)?;
+        draw(x, &self.coefficients(step), &estimate, noise);
         Ok(())
     }
 }
@@ -72,20 +89,16 @@ impl Sampler for Ddim {
 impl Stepper for Ddim {
     fn step(&mut self, x: &mut [f64], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()> {
         let estimate = denoiser.estimate(x, &step.from)?;
-        let (from, to) = (step.from, step.to);
-        let remaining = 1.0 - (from.alpha * to.sigma / (to.alpha * from.sigma)).powi(2);
-        let std = self.eta * to.sigma * remaining.max(0.0).sqrt();
-        // What variance the fresh noise adds, the old noise gives up.
-        let direction = (to.sigma.powi(2) - std * std).max(0.0).sqrt();
-        add_noise(x, std, noise, |i, _| to.alpha * estimate.x0[i] + direction * estimate.noise[i]);
+        draw(x, &self.coefficients(step), &estimate, noise);
         Ok(())
     }
 }
 
-/// `x[i] = mean(i, x[i]) + std z[i]`; no noise is drawn for `std` zero.
-fn add_noise(x: &mut [f64], std: f64, noise: &mut dyn Noise, mean: impl Fn(usize, f64) -> f64) {
-    let z = if std > 0.0 { noise.draw() } else { vec![] };
+/// Draws from a step's law; no noise is drawn for a deviation of zero.
+fn draw(x: &mut [f64], law: &StepLaw, estimate: &Estimate, noise: &mut dyn Noise) {
+    let z = if law.std > 0.0 { noise.draw() } else { vec![] };
     for (i, x) in x.iter_mut().enumerate() {
-        *x = mean(i, *x) + z.get(i).map_or(0.0, |z| std * z);
+        let mean = law.mean(*x, estimate.x0[i], estimate.noise[i]);
+        *x = mean + z.get(i).map_or(0.0, |z| law.std * z);
     }
 }
