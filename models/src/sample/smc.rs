@@ -56,7 +56,7 @@ impl Cloud {
     /// If they do not make whole groups.
     pub fn new(smc: &Smc, samples: usize) -> Result<Cloud> {
         let k = smc.particles;
-        if k == 0 || samples == 0 || samples % k != 0 {
+        if k == 0 || samples == 0 || !samples.is_multiple_of(k) {
             return Err(Error::Domain(format!("{samples} samples are no whole groups of {k} particles")));
         }
         if !(0.0..=1.0).contains(&smc.threshold) {
@@ -354,13 +354,13 @@ pub fn twisted(
 /// The networks' errors; a grid that begins where there is no data at all; and those of [`Cloud`].
 pub fn geometric(
     kernel: &dyn GaussianStep,
-    denoisers: [&mut Denoiser<'_>; 2],
+    first: &mut Denoiser<'_>,
+    second: &mut Denoiser<'_>,
     beta: f64,
     grid: &Grid,
     noise: &mut dyn Noise,
     smc: &Smc,
 ) -> Result<Particles> {
-    let [first, second] = denoisers;
     if first.dims() != second.dims() || first.process().path != second.process().path {
         return Err(Error::Domain("a product of densities wants two networks of one path and of equal samples".into()));
     }
