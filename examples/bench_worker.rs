@@ -2,7 +2,8 @@
 //! driver can alternate between systems.
 //!
 //! ```text
-//! bench_worker WORKLOAD [--batch N] [--device D] [--spec JSON] [--check FILE] [--profile RUNS [--key KEY]]
+//! bench_worker WORKLOAD [--batch N] [--device D] [--spec JSON] [--precision f32|f16|bf16-storage] [--check FILE]
+//!              [--profile RUNS [--key KEY]]
 //! ```
 //!
 //! On start one step is run and `{"ready":1,"t_first":..,"t_main":..}` is printed; then each line `run N [KEY]` on
@@ -12,16 +13,19 @@
 //! of the operation KEY, are printed with their times.
 //!
 //! Workloads: `W1` a perceptron that predicts noise, `W2` and `W3` a diffusion transformer's training step, `W4` its
-//! guided Heun sampling; `W5` single operations, named by KEY as `matmul.f` and, with its gradients, `matmul.fb`, of
-//! `matmul`, `layernorm`, `softmax`, `attention` and `conv2d`; `--spec` gives any other size of them, as
-//! `{"img":32,"chan":3,"patch":4,"dim":192,"depth":6,"heads":3,"classes":10,"batch":32,"lr":1e-4}`.
+//! guided Heun sampling; `W5` single operations, each named by its KEY as [`dnx::single`] says (`matmul.f`,
+//! `attention:4x6x1024x64:f16.jvp`); `--spec` gives any other size of them, as
+//! `{"img":32,"chan":3,"patch":4,"dim":192,"depth":6,"heads":3,"classes":10,"batch":32,"lr":1e-4}`. `mlp`, `dit` and
+//! `ops` are W1, W2 and W5. `--precision` is that of training steps, without loss scaling.
 //!
 //! The networks are written here, on graph tensors, and not taken from the library, because the comparison fixes
 //! their every detail: weights are `[in, out]`, the optimizer is AdamW without clipping or averages.
 
+use dnx::codegen::Precision;
 use dnx::models::attention::attention;
 use dnx::prelude::*;
 use dnx::runtime::Bound;
+use dnx::single::Single;
 use dnx::train::data::random::{Random, Stream};
 use serde::Deserialize;
 use std::io::BufRead;
@@ -72,11 +76,11 @@ impl Spec {
     fn named(name: &str) -> Option<Spec> {
         let dit = Spec::default();
         Some(match name {
-            "W1" => Spec { hidden: 256, layers: 4, batch: 512, lr: 1e-3, ..dit },
-            "W2" | "W6" => dit,
+            "W1" | "mlp" => Spec { hidden: 256, layers: 4, batch: 512, lr: 1e-3, ..dit },
+            "W2" | "W6" | "dit" => dit,
             "W3" => Spec { chan: 4, patch: 2, dim: 384, depth: 12, heads: 6, batch: 4, ..dit },
             "W4" => Spec { batch: 16, steps: 16, ..dit },
-            "W5" => Spec { depth: 0, ..dit },
+            "W5" | "ops" => Spec { depth: 0, ..dit },
             "DIT_B2" => Spec { chan: 4, patch: 2, dim: 768, depth: 12, heads: 12, classes: 1000, batch: 64, ..dit },
             "DIT_XL2" => Spec { chan: 4, patch: 2, dim: 1152, depth: 28, heads: 16, classes: 1000, batch: 64, ..dit },
             "TINY" => Spec { img: 8, chan: 4, patch: 2, dim: 32, depth: 2, heads: 2, batch: 2, ..dit },
@@ -384,11 +388,12 @@ type Work = Box<dyn FnMut(&str, bool) -> Result<f64, Failure>>;
 const POOL: usize = 8;
 
 /// The training step, bound to each batch of a small pool; everything is on the device.
-fn training(s: &Spec, device: &Device) -> Result<Vec<Bound>, Failure> {
+fn training(s: &Spec, device: &Device, precision: Precision) -> Result<Vec<Bound>, Failure> {
     let func = step_func(s, true)?;
     let n = s.params().len();
     let donate: Vec<(usize, usize)> = (0..=3 * n).map(|i| (i, i)).collect();
-    let program = device.compile(&func, &donate)?;
+    let options = device.options().with_donate(&donate).with_precision(precision);
+    let program = device.load(dnx::codegen::compile(&func, &options)?.exec)?;
     let weights = s.initial();
     let mut state = weights.clone();
     state.extend(weights.iter().chain(&weights).map(|w| Array::zeros(w.ty().clone())));
@@ -407,8 +412,8 @@ fn training(s: &Spec, device: &Device) -> Result<Vec<Bound>, Failure> {
 }
 
 /// A training step on the batches of the pool in turn.
-fn trainer(s: &Spec, device: &Device) -> Result<Work, Failure> {
-    let (bound, n) = (training(s, device)?, s.params().len());
+fn trainer(s: &Spec, device: &Device, precision: Precision) -> Result<Work, Failure> {
+    let (bound, n) = (training(s, device, precision)?, s.params().len());
     let mut at = 0;
     Ok(Box::new(move |_, wants_loss| {
         let step = &bound[at % POOL];
@@ -490,89 +495,16 @@ fn sampler(s: &Spec, device: &Device) -> Result<Work, Failure> {
     }))
 }
 
-/// A single operation: the dims of its inputs, and what it does.
-struct Single {
-    inputs: Vec<Vec<usize>>,
-    body: for<'g> fn(&[Tensor<'g>]) -> Tensor<'g>,
-}
-
-impl Single {
-    fn named(name: &str) -> Option<Single> {
-        let one = |inputs: &[&[usize]], body: for<'g> fn(&[Tensor<'g>]) -> Tensor<'g>| Single {
-            inputs: inputs.iter().map(|d| d.to_vec()).collect(),
-            body,
-        };
-        let heads: &[usize] = &[4, 6, 256, 64];
-        Some(match name {
-            "matmul" => one(&[&[1024, 1024], &[1024, 1024]], |p| p[0].matmul(p[1])),
-            "layernorm" => one(&[&[4096, 1024], &[1024], &[1024]], |p| {
-                let centred = p[0] - p[0].mean(&[1]).unsqueeze(1);
-                let scale = (centred.square().mean(&[1]).unsqueeze(1) + 1e-5).rsqrt();
-                centred * scale * p[1] + p[2]
-            }),
-            "softmax" => one(&[&[4096, 1024]], |p| {
-                let e = (p[0] - p[0].max(&[1]).stop_gradient().unsqueeze(1)).exp();
-                e / e.sum(&[1]).unsqueeze(1)
-            }),
-            "attention" => one(&[heads, heads, heads], |p| {
-                let [q, k, v] = [0, 1, 2].map(|i| p[i].transpose(&[0, 2, 1, 3]));
-                attention(q, k, v, (q.dim(3) as f64).powf(-0.5)).transpose(&[0, 2, 1, 3])
-            }),
-            "conv2d" => one(&[&[16, 32, 32, 64], &[3, 3, 64, 64]], |p| {
-                let dims = dnx::ir::ConvDims {
-                    stride: vec![1, 1],
-                    padding: vec![(1, 1), (1, 1)],
-                    lhs_dilation: vec![1, 1],
-                    rhs_dilation: vec![1, 1],
-                    groups: 1,
-                };
-                p[0].apply(dnx::ir::Op::Conv { dims, out: DType::F32 }, &[p[1]])
-            }),
-            _ => return None,
-        })
-    }
-
-    fn params<'g>(&self, g: &'g Graph) -> Vec<Tensor<'g>> {
-        self.inputs.iter().map(|d| g.param("x", Type::f32(d.clone()))).collect()
-    }
-
-    /// The operation itself; with `backward` its result and, given a cotangent, the gradients of its inputs.
-    fn func(&self, backward: bool) -> Result<Func, Failure> {
-        let g = Graph::new("single");
-        let inputs = self.params(&g);
-        let y = (self.body)(&inputs);
-        if !backward {
-            return Ok(g.finish(&[y])?);
-        }
-        let weighted = {
-            let g = Graph::new("weighted");
-            let inputs = self.params(&g);
-            let cotangent = g.param("cotangent", Type::f32(y.dims()));
-            g.finish(&[((self.body)(&inputs) * cotangent).sum_all()])?
-        };
-        let wrt: Vec<usize> = (0..inputs.len()).collect();
-        let mut args = inputs.clone();
-        args.push(g.param("cotangent", Type::f32(y.dims())));
-        let mut results = vec![y];
-        results.extend(g.call(&std::sync::Arc::new(grad(&weighted, &wrt)?), &args));
-        Ok(g.finish(&results)?)
-    }
-}
-
-impl Single {
-    /// The operation of a request's KEY, on drawn inputs.
-    fn bound(key: &str, device: &Device) -> Result<Bound, Failure> {
-        let (name, kind) = key.split_once('.').unwrap_or((key, "f"));
-        let single = Single::named(name).ok_or_else(|| format!("no operation {name}"))?;
-        let func = single.func(kind == "fb")?;
-        let draw = |(i, ty): (usize, &Type)| {
-            let mut random = Random::new(2, Stream::Noise, i as u64);
-            let values: Vec<f32> = (0..ty.elems()).map(|_| random.normal() as f32).collect();
-            Array::f32(ty.dims.clone(), &values)
-        };
-        let inputs: Vec<Array> = func.param_types().into_iter().enumerate().map(draw).collect();
-        Ok(device.compile(&func, &[])?.bind(&device.upload_all(&inputs)?)?)
-    }
+/// The operation of a request's KEY, on drawn inputs.
+fn single(key: &str, device: &Device) -> Result<Bound, Failure> {
+    let func = key.parse::<Single>()?.func()?;
+    let draw = |(i, ty): (usize, &Type)| {
+        let mut random = Random::new(2, Stream::Noise, i as u64);
+        let values: Vec<f64> = (0..ty.elems()).map(|_| random.normal()).collect();
+        Array::from_f64(ty.clone(), &values)
+    };
+    let inputs: Vec<Array> = func.param_types().into_iter().enumerate().map(draw).collect();
+    Ok(device.compile(&func, &[])?.bind(&device.upload_all(&inputs)?)?)
 }
 
 /// Single operations, made ready when they are first asked for.
@@ -581,11 +513,15 @@ fn singles(device: &Device) -> Work {
     let mut ready = std::collections::HashMap::new();
     Box::new(move |key, wants_loss| {
         if !ready.contains_key(key) {
-            ready.insert(key.to_string(), Single::bound(key, &device)?);
+            // One at a time: large ones would fill the device together.
+            ready.clear();
+            ready.insert(key.to_string(), single(key, &device)?);
         }
         let bound = &ready[key];
         bound.run()?;
-        Ok(if wants_loss { bound.outputs()[0].download()?.get(0).to_f64() } else { 0.0 })
+        // The last result is one element: reading it waits for the device and moves nothing else.
+        let mark = bound.outputs().last().ok_or("an operation has results")?;
+        Ok(if wants_loss { mark.download()?.get(0).to_f64() } else { 0.0 })
     })
 }
 
@@ -628,9 +564,9 @@ fn unix_time() -> f64 {
 fn main() -> Result<(), Failure> {
     let t_main = unix_time();
     let mut args = std::env::args().skip(1);
-    let workload = args.next().ok_or("which workload? W1, W2, W3, W4, DIT_B2, DIT_XL2, TINY")?;
+    let workload = args.next().ok_or("which workload? W1, W2, W3, W4, W5, DIT_B2, DIT_XL2, TINY")?;
     let (mut batch, mut file, mut selector, mut spec) = (None, None, "cpu".to_string(), Spec::named(&workload));
-    let (mut runs, mut key) = (None, None);
+    let (mut runs, mut key, mut precision) = (None, None, Precision::F32);
     while let Some(flag) = args.next() {
         let value = args.next().ok_or_else(|| format!("{flag} wants a value"))?;
         match flag.as_str() {
@@ -638,12 +574,12 @@ fn main() -> Result<(), Failure> {
             "--check" => file = Some(value),
             "--device" => selector = value,
             "--key" => key = Some(value),
+            "--precision" => precision = serde_json::from_value(value.into())?,
             "--profile" => runs = Some(value.parse::<usize>()?),
             "--spec" => spec = Some(serde_json::from_str(&value)?),
             other => {
-                return Err(
-                    format!("no flag {other}; there are --batch, --check, --device, --key, --profile, --spec").into()
-                );
+                let flags = "--batch, --check, --device, --key, --precision, --profile, --spec";
+                return Err(format!("no flag {other}; there are {flags}").into());
             }
         }
     }
@@ -656,24 +592,25 @@ fn main() -> Result<(), Failure> {
     }
     if let Some(runs) = runs {
         let bound = match (&key, spec.steps) {
-            (Some(key), _) => Single::bound(key, &device)?,
-            (None, 0) => training(&spec, &device)?.remove(0),
+            (Some(key), _) => single(key, &device)?,
+            (None, 0) => training(&spec, &device, precision)?.remove(0),
             (None, _) => sampling(&spec, &device)?.1,
         };
         return profile(&bound, runs.max(1));
     }
     let began = Instant::now();
-    let single = workload == "W5";
+    let is_single = matches!(workload.as_str(), "W5" | "ops");
     let mut work = match spec.steps {
-        _ if single => singles(&device),
-        0 => trainer(&spec, &device)?,
+        _ if is_single => singles(&device),
+        0 => trainer(&spec, &device, precision)?,
         _ => sampler(&spec, &device)?,
     };
-    let loss = if single { 0.0 } else { work("", true)? };
+    let loss = if is_single { 0.0 } else { work("", true)? };
     let params: usize = spec.params().iter().map(|(_, d)| d.iter().product::<usize>()).sum();
     let ready = serde_json::json!({
         "ready": 1, "t_first": unix_time(), "t_main": t_main, "first_step_s": began.elapsed().as_secs_f64(),
         "loss": loss, "params": params, "version": format!("dnx {} on {}", env!("CARGO_PKG_VERSION"), device.name()),
+        "adapter": device.info().fingerprint(),
     });
     println!("{ready}");
     for line in std::io::stdin().lock().lines() {

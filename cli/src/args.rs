@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dnx::single::Single;
 use std::path::PathBuf;
 
 /// Trains and samples diffusion and flow-matching models on any GPU.
@@ -264,6 +265,12 @@ pub struct BenchArgs {
     /// What is timed.
     #[arg(long, value_enum, default_value = "all")]
     pub suite: Suite,
+    /// Times this operation and no suite, as matmul:512x512x512:f16.fb or attention:4x6x1024x64.jvp; may be repeated.
+    #[arg(long = "op", value_name = "OP", conflicts_with = "suite")]
+    pub ops: Vec<Single>,
+    /// How long each row is timed, in seconds.
+    #[arg(long, value_name = "S", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub seconds: f64,
     /// cpu, gpu, gpu:1, or part of an adapter's name.
     #[arg(long, value_name = "D")]
     pub device: Option<String>,

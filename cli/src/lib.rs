@@ -9,6 +9,8 @@
 //! * [`runtime`]: devices, buffers, programs, `jit`.
 //! * [`models`]: networks, processes, optimizers, samplers.
 //! * [`train`]: data, the loop, checkpoints, metrics, pictures.
+//!
+//! [`single`] names operations that are timed by themselves, for `dnx bench` and the worker of comparisons.
 
 pub use dnx_autodiff as autodiff;
 pub use dnx_codegen as codegen;
@@ -16,6 +18,8 @@ pub use dnx_ir as ir;
 pub use dnx_models as models;
 pub use dnx_runtime as runtime;
 pub use dnx_train as train;
+
+pub mod single;
 
 /// The names most programs use.
 pub mod prelude {
