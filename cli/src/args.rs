@@ -23,7 +23,9 @@ pub enum Command {
     /// Trains a model.
     Train(TrainArgs),
     /// Draws samples from a trained model.
-    Sample(SampleArgs),
+    Sample(Box<SampleArgs>),
+    /// Measures a trained model.
+    Eval(EvalArgs),
     /// Lists the tensors of a checkpoint or a weights file.
     Inspect(InspectArgs),
     /// Times every kernel of a training step on a device.
@@ -155,7 +157,11 @@ pub struct TrainArgs {
 #[derive(Debug, Args)]
 pub struct SampleArgs {
     /// A run's folder (its newest checkpoint) or a checkpoint's.
-    pub run: PathBuf,
+    #[arg(required_unless_present = "list")]
+    pub run: Option<PathBuf>,
+    /// Lists the kinds of guidance and stops.
+    #[arg(long)]
+    pub list: bool,
     /// Sampler: euler, heun, ddpm, ddim, langevin...
     #[arg(long, value_name = "NAME")]
     pub sampler: Option<String>,
@@ -177,6 +183,27 @@ pub struct SampleArgs {
     /// Scale of classifier-free guidance; 1 is none.
     #[arg(long, value_name = "W")]
     pub cfg: Option<f64>,
+    /// What guidance moves away from: cfg, autoguidance.
+    #[arg(long, value_name = "NAME")]
+    pub guidance: Option<String>,
+    /// The second network of autoguidance: a run's folder or a checkpoint's. Implies --guidance autoguidance.
+    #[arg(long, value_name = "RUN")]
+    pub guide: Option<PathBuf>,
+    /// Class that classifier-free guidance moves away from; without it, no class at all.
+    #[arg(long, value_name = "K", conflicts_with = "guide")]
+    pub negative_label: Option<u32>,
+    /// A picture that the samples begin with.
+    #[arg(long, value_name = "FILE")]
+    pub init: Option<PathBuf>,
+    /// Share of the steps that are taken from --init, 0 to 1 (1 with --mask, 0.5 without).
+    #[arg(long, value_name = "S", requires = "init")]
+    pub strength: Option<f64>,
+    /// A picture that is white where --init is painted over and black where it is kept.
+    #[arg(long, value_name = "FILE", requires = "init")]
+    pub mask: Option<PathBuf>,
+    /// Times that each stretch of ten steps is walked with --mask (RePaint); 1 walks once.
+    #[arg(long, value_name = "N", requires = "mask", default_value_t = 1)]
+    pub repaint: usize,
     /// Times between which guidance acts, as 0.1,0.8.
     #[arg(long, value_name = "LOW,HIGH")]
     pub guidance_interval: Option<String>,
@@ -201,6 +228,50 @@ pub struct SampleArgs {
     /// Replaces an existing file.
     #[arg(long)]
     pub force: bool,
+}
+
+/// What `dnx eval` measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Metric {
+    /// Of the run's data under the model, by the probability-flow ODE: bits per dim of pictures, nats of points.
+    Likelihood,
+}
+
+/// `dnx eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A run's folder (its newest checkpoint) or a checkpoint's.
+    pub run: PathBuf,
+    /// What is measured.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "likelihood")]
+    pub metrics: Vec<Metric>,
+    /// Samples of the data that are measured, from the first; --set data.split=test takes those that training left.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub n: usize,
+    /// Random directions that likelihood is estimated along; 0 takes all there are, which is exact.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub probes: usize,
+    /// Steps of the ODE; without it, as many as a tolerance of 1e-4 needs.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Uses the averaged weights (the default where they are kept).
+    #[arg(long, overrides_with = "no_ema")]
+    pub ema: bool,
+    /// Uses the weights themselves.
+    #[arg(long)]
+    pub no_ema: bool,
+    /// Samples computed at once.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub batch: usize,
+    /// cpu, gpu, gpu:1, or part of an adapter's name.
+    #[arg(long, value_name = "D")]
+    pub device: Option<String>,
+    /// Changes a key of the run's configuration.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Prints JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `dnx inspect`.

@@ -9,7 +9,8 @@ use dnx_models::network::{DitConfig, MlpConfig, Remat};
 use dnx_models::optim::{EmaConfig, OptimConfig};
 use dnx_models::process::Preset;
 use dnx_models::sample::{
-    Branch, Generator, GuidanceKind, Model, NetworkCall, Request, SampleConfig, SamplerKind, forward_program,
+    Branch, Edit, Generator, GuidanceKind, Model, NetworkCall, Repaint, Request, SampleConfig, SamplerKind,
+    forward_program,
 };
 use dnx_models::step::{StepOptions, train_step};
 use dnx_models::{DataSpec, Network, init};
@@ -192,7 +193,7 @@ fn negative_labels_and_guides_have_conditions_of_their_own() {
     let config = |cfg: f64, guidance: GuidanceKind| SampleConfig { steps: 3, cfg, guidance, ..SampleConfig::default() };
     let labels = [1, 4];
     let run = |g: &mut Generator, c: &SampleConfig, labels: &[i32; 2], negative: Option<i32>| {
-        let request = Request { seeds: &[7, 8], labels: Some(labels), negative };
+        let request = Request { seeds: &[7, 8], labels: Some(labels), negative, edit: None };
         g.run(c, &request, &mut |_, _, _, _| {}).unwrap().to_f32_vec()
     };
     let cfg = config(2.0, GuidanceKind::Cfg);
@@ -219,6 +220,33 @@ fn negative_labels_and_guides_have_conditions_of_their_own() {
     assert!(a.iter().zip(&b).any(|(a, b)| (a - b).abs() > 1e-2), "the guide matters");
     // At scale 1 nothing is a no-op but nothing at all: bit for bit.
     assert_eq!(run(&mut guided, &config(1.0, GuidanceKind::Autoguidance), &labels, None), b);
+}
+
+#[test]
+fn edits_keep_what_they_should() {
+    let (network, process) = (dit(Remat::None), Preset::Sit.process());
+    let weights = weights(&network.specs().unwrap());
+    let mut generator = Generator::new(&Device::cpu(), &network, &process, &weights, 2).unwrap();
+    let n: usize = network.sample_dims().unwrap().iter().product();
+    let init: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin()).collect();
+    let keep: Vec<bool> = (0..n).map(|i| i % 3 != 0).collect();
+    let config = SampleConfig { steps: 10, ..SampleConfig::default() };
+    let mut run = |strength: f64, keep: Option<&[bool]>, seeds: &[u64]| {
+        let edit = Edit { init: &init, strength, keep, repaint: Repaint { times: 2, jump: 2 } };
+        let request = Request { seeds, edit: Some(edit), ..Request::default() };
+        generator.run(&config, &request, &mut |_, _, _, _| {}).unwrap().to_f32_vec()
+    };
+    let distance = |x: &[f32]| x.iter().zip(&init).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let (near, far) = (distance(&run(0.1, None, &[1])), distance(&run(1.0, None, &[1])));
+    assert!(near < 0.6 && far > 2.0 * near, "{near} {far}");
+    let three = run(1.0, Some(&keep), &[1, 2, 3]);
+    for x in three.chunks(n) {
+        assert!(x.iter().zip(&init).zip(&keep).all(|((x, i), k)| !k || x == i), "what is kept is kept");
+        assert!(distance(x) > 0.1);
+    }
+    for (a, b) in run(1.0, Some(&keep), &[3]).iter().zip(&three[2 * n..]) {
+        assert!((a - b).abs() < 1e-4 * b.abs().max(1.0), "a seed gives the same sample in any batch: {a} {b}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::config::Resolved;
 use crate::{Error, Result};
 use dnx_ir::Array;
-use dnx_models::sample::{Generator, SampleConfig};
+use dnx_models::sample::{Generator, Request, SampleConfig};
 use dnx_runtime::{Buffer, Device};
 use std::ops::RangeInclusive;
 
@@ -50,7 +50,7 @@ pub struct Trajectory {
     pub frames: Vec<Vec<f32>>,
 }
 
-/// Draws samples; with `trajectory` also the states after every step, the noise first.
+/// Draws samples; with `trajectory` also the states after every step, the first one before them.
 pub fn sample(
     generator: &mut Generator,
     config: &SampleConfig,
@@ -58,8 +58,18 @@ pub fn sample(
     labels: Option<&[i32]>,
     trajectory: Option<&mut Trajectory>,
 ) -> Result<Array> {
+    run(generator, config, &Request { seeds, labels, ..Request::default() }, trajectory)
+}
+
+/// The same of what is requested beyond seeds and labels.
+pub fn run(
+    generator: &mut Generator,
+    config: &SampleConfig,
+    request: &Request<'_>,
+    trajectory: Option<&mut Trajectory>,
+) -> Result<Array> {
     let Some(trajectory) = trajectory else {
-        return Ok(generator.sample(config, seeds, labels, &mut |_, _, _, _| {})?);
+        return Ok(generator.run(config, request, &mut |_, _, _, _| {})?);
     };
     let mut observe = |_: usize, step: usize, _: &dnx_models::process::Level<f64>, x: &[f64]| {
         if trajectory.frames.len() <= step {
@@ -67,7 +77,7 @@ pub fn sample(
         }
         trajectory.frames[step].extend(x.iter().map(|&v| v as f32));
     };
-    let last = generator.sample(config, seeds, labels, &mut observe)?;
+    let last = generator.run(config, request, &mut observe)?;
     trajectory.frames.retain(|frame| frame.len() == last.elems());
     Ok(last)
 }

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod compile;
 pub mod devices;
+pub mod eval;
 pub mod inspect;
 pub mod profile;
 pub mod sample;

@@ -3,8 +3,11 @@
 use super::{open_device, print};
 use crate::args::SampleArgs;
 use dnx::ir::{Array, Type};
+use dnx::models::sample::{Edit, Generator, GuidanceKind, Repaint, Request};
+use dnx::runtime::Device;
 use dnx::train::config::{Config, Resolved, read_source};
 use dnx::train::data::Dataset;
+use dnx::train::data::folder::decode;
 use dnx::train::files::{refuse_existing, write_atomic};
 use dnx::train::log::picture;
 use dnx::train::run::find_checkpoint;
@@ -23,9 +26,13 @@ enum Format {
 }
 
 pub fn run(args: &SampleArgs) -> Result<()> {
+    if args.list {
+        return print(&listed());
+    }
     let format = format_of(&args.out)?;
     refuse_existing(&args.out, args.force)?;
-    let (folder, run) = find_checkpoint(&args.run)?;
+    let run = args.run.as_deref().ok_or_else(|| Error::Usage("name a run's folder".into()))?;
+    let (folder, run) = find_checkpoint(run)?;
     let run = run.ok_or_else(|| {
         let message = format!("{} is in no run's folder, so its config.toml is not known", folder.display());
         Error::Checkpoint(message)
@@ -40,18 +47,22 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         (None, None) => (0..resolved.config.train.sample_count.max(1) as u64).collect(),
     };
     let labels = sampling::labels(network.classes(), seeds.len(), args.class)?;
-    let averaged = averaged(args, &folder)?;
+    let averaged = averaged(args.ema, args.no_ema, &folder)?;
     let weights = read_weights(&folder, averaged, &resolved)?;
+    let negative = negative(network.classes(), args.negative_label)?;
+    let painting = painting(args, &resolved)?;
     let device = open_device(args.device.as_deref())?;
-    let arrays: Vec<Array> = weights.iter().map(|(_, array)| array.clone()).collect();
-    let names = weights.into_iter().map(|(name, _)| name);
-    let buffers: Vec<_> = names.zip(device.upload_all(&arrays)?).collect();
     let batch = (args.batch.max(1) as usize).min(seeds.len());
-    let mut generator = sampling::generator(&resolved, &device, &buffers, batch)?;
+    let mut generator = loaded(&resolved, &device, weights, batch)?;
+    if let Some(guide) = &args.guide {
+        generator = generator.with_guide(guide_of(args, guide, &device, batch)?)?;
+    }
     let mut trajectory = (format == Format::Gif).then(|| Trajectory { frames: vec![] });
     let config = &resolved.config.sample;
-    let samples = sampling::sample(&mut generator, config, &seeds, labels.as_deref(), trajectory.as_mut())
-        .map_err(|e| located(&resolved, e))?;
+    let edit = painting.as_ref().map(|p| p.edit());
+    let request = Request { seeds: &seeds, labels: labels.as_deref(), negative, edit };
+    let samples =
+        sampling::run(&mut generator, config, &request, trajectory.as_mut()).map_err(|e| located(&resolved, e))?;
     let bytes = match format {
         Format::Png => drawn(&resolved, &samples.to_f32_vec())?.png()?,
         Format::Gif => {
@@ -64,6 +75,91 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     };
     write_atomic(&args.out, &bytes)?;
     print(&format!("{}\n", args.out.display()))
+}
+
+/// The kinds of guidance, and what else steers samples.
+fn listed() -> String {
+    let mut out = "guidance (--guidance NAME, --cfg SCALE):\n".to_string();
+    for kind in GuidanceKind::ALL {
+        out.push_str(&format!("  {:<14} {}\n", kind.name(), kind.about()));
+    }
+    out.push_str("pictures (--init FILE):\n");
+    out.push_str(&format!("  {:<14} {}\n", "--strength S", "begin with its last steps (SDEdit)"));
+    out.push_str(&format!("  {:<14} {}\n", "--mask FILE", "keep what is black in the mask (replacement)"));
+    out.push_str(&format!("  {:<14} {}\n", "--repaint N", "go over what is filled in N times (RePaint)"));
+    out
+}
+
+/// A generator with these weights on the device.
+pub fn loaded(
+    resolved: &Resolved,
+    device: &Device,
+    weights: checkpoint::tensors::Named,
+    batch: usize,
+) -> Result<Generator> {
+    let (names, arrays): (Vec<String>, Vec<Array>) = weights.into_iter().unzip();
+    let buffers: Vec<_> = names.into_iter().zip(device.upload_all(&arrays)?).collect();
+    sampling::generator(resolved, device, &buffers, batch)
+}
+
+/// The guide: another run's network with its own configuration, process and weights.
+fn guide_of(args: &SampleArgs, guide: &Path, device: &Device, batch: usize) -> Result<Generator> {
+    let (folder, run) = find_checkpoint(guide)?;
+    let run = run.ok_or_else(|| {
+        let message = format!("{} is in no run's folder, so its config.toml is not known", folder.display());
+        Error::Checkpoint(message)
+    })?;
+    let resolved = Config::resolve(read_source(&run.config(), &[])?, None)?;
+    let averaged = folder.join("ema.safetensors").is_file() && !args.no_ema;
+    let weights = read_weights(&folder, averaged, &resolved)?;
+    loaded(&resolved, device, weights, batch)
+}
+
+/// The label of `--negative-label`.
+fn negative(classes: usize, label: Option<u32>) -> Result<Option<i32>> {
+    match label {
+        Some(label) if label as usize >= classes => Err(Error::Usage(match classes {
+            0 => format!("--negative-label {label}: this network has no classes"),
+            _ => format!("--negative-label {label}: this network has classes 0 to {}", classes - 1),
+        })),
+        label => Ok(label.map(|l| l as i32)),
+    }
+}
+
+/// What `--init` and `--mask` give.
+struct Painting {
+    init: Vec<f32>,
+    keep: Option<Vec<bool>>,
+    strength: f64,
+    repaint: Repaint,
+}
+
+/// Steps that `--repaint` goes back.
+const JUMP: usize = 10;
+
+impl Painting {
+    fn edit(&self) -> Edit<'_> {
+        Edit { init: &self.init, strength: self.strength, keep: self.keep.as_deref(), repaint: self.repaint }
+    }
+}
+
+fn painting(args: &SampleArgs, resolved: &Resolved) -> Result<Option<Painting>> {
+    let Some(file) = &args.init else { return Ok(None) };
+    let dims = resolved.config.model.sample_dims()?;
+    let &[size, width, channels @ (1 | 3)] = &dims[..] else {
+        return Err(Error::Usage(format!("--init: samples of dims {dims:?} are no pictures")));
+    };
+    if size != width {
+        return Err(Error::Usage(format!("--init: pictures are read as squares, samples are {size} by {width}")));
+    }
+    let init = decode(file, size, channels)?.into_iter().map(|b| b as f32 / 127.5 - 1.0).collect();
+    let keep = args.mask.as_ref().map(|mask| decode(mask, size, 1)).transpose()?;
+    let keep = keep.map(|m| m.iter().flat_map(|&b| vec![b < 128; channels]).collect());
+    let strength = args.strength.unwrap_or(if args.mask.is_some() { 1.0 } else { 0.5 });
+    if args.repaint == 0 {
+        return Err(Error::Usage("--repaint 0: each stretch is walked at least once".into()));
+    }
+    Ok(Some(Painting { init, keep, strength, repaint: Repaint { times: args.repaint, jump: JUMP } }))
 }
 
 fn format_of(path: &Path) -> Result<Format> {
@@ -87,6 +183,8 @@ fn settings(args: &SampleArgs) -> Result<Vec<String>> {
     sets.extend(args.grid.iter().map(|v| format!("sample.grid={v}")));
     sets.extend(args.steps.iter().map(|v| format!("sample.steps={v}")));
     sets.extend(args.cfg.iter().map(|v| format!("sample.cfg={v:?}")));
+    let guided = args.guide.as_ref().map(|_| GuidanceKind::Autoguidance.name().to_string());
+    sets.extend(args.guidance.clone().or(guided).map(|v| format!("sample.guidance={v}")));
     if let Some(text) = &args.guidance_interval {
         let wrong = || Error::Usage(format!("--guidance-interval {text}: write two times, as 0.1,0.8"));
         let (low, high) = text.split_once(',').ok_or_else(wrong)?;
@@ -97,16 +195,16 @@ fn settings(args: &SampleArgs) -> Result<Vec<String>> {
 }
 
 /// Whether the averaged weights are used.
-fn averaged(args: &SampleArgs, checkpoint: &Path) -> Result<bool> {
+pub fn averaged(asked: bool, refused: bool, checkpoint: &Path) -> Result<bool> {
     let there = checkpoint.join("ema.safetensors").is_file();
-    if args.ema && !there {
+    if asked && !there {
         let message = format!("--ema: {} keeps no averaged weights (ema.decay was 0)", checkpoint.display());
         return Err(Error::Usage(message));
     }
-    Ok(there && !args.no_ema)
+    Ok(there && !refused)
 }
 
-fn read_weights(folder: &Path, averaged: bool, resolved: &Resolved) -> Result<checkpoint::tensors::Named> {
+pub fn read_weights(folder: &Path, averaged: bool, resolved: &Resolved) -> Result<checkpoint::tensors::Named> {
     if folder.join("state.json").is_file() {
         checkpoint::verify(folder)?;
     }
@@ -117,7 +215,7 @@ fn read_weights(folder: &Path, averaged: bool, resolved: &Resolved) -> Result<ch
     Ok(wanted.into_iter().map(|(name, _)| name).zip(arrays).collect())
 }
 
-fn located(resolved: &Resolved, error: Error) -> Error {
+pub fn located(resolved: &Resolved, error: Error) -> Error {
     match error {
         Error::Model(inner) => resolved.locate(inner),
         other => other,

@@ -1,6 +1,9 @@
 //! The network of a sampler, compiled once for a device.
 
-use super::{Branch, Denoiser, GuidanceKind, Model, NetworkCall, Noise, SampleConfig, SampleNoise, sample};
+use super::{
+    Branch, Denoiser, Flow, Grid, GuidanceKind, Known, Model, NetworkCall, Noise, Repaint, SampleConfig, SampleNoise,
+    Sampler, inpaint, log_likelihood, noised, sample, sample_from,
+};
 use crate::network::{Inputs, Network};
 use crate::params::{ParamSpec, Params};
 use crate::process::{Level, Process};
@@ -101,6 +104,21 @@ pub struct Request<'a> {
     pub labels: Option<&'a [i32]>,
     /// The class that classifier-free guidance moves away from; the network's null label if absent.
     pub negative: Option<i32>,
+    /// What the samples begin with or keep.
+    pub edit: Option<Edit<'a>>,
+}
+
+/// A sample that others are made of: of each seed a version.
+#[derive(Clone, Copy, Debug)]
+pub struct Edit<'a> {
+    /// Its elements.
+    pub init: &'a [f32],
+    /// Share of the steps, from the end, that are taken: in `(0, 1]`. At 1 nothing but what is kept is left of it.
+    pub strength: f64,
+    /// The elements that are kept; none if absent.
+    pub keep: Option<&'a [bool]>,
+    /// How often what is filled in beside them is gone over.
+    pub repaint: Repaint,
 }
 
 /// A network with weights on a device, drawing samples in batches of one size.
@@ -195,12 +213,19 @@ impl Generator {
     ) -> Result<Array> {
         let process = self.process.clone();
         let sampler = config.sampler(&process)?;
+        let Request { seeds, edit, .. } = *request;
         let grid = config.grid(&process)?;
-        let Request { seeds, .. } = *request;
+        let grid = edit.map_or(Ok(grid.clone()), |e| grid.tail(e.strength))?;
         let (labels, contrast) = self.labels(config, request)?;
         let mut guide = self.guide.take();
         let guide_process = guide.as_ref().map(|g| g.process.clone());
         let elems: usize = self.dims[1..].iter().product();
+        if let Some(edit) = edit
+            && (edit.init.len() != elems || edit.keep.is_some_and(|k| k.len() != elems))
+        {
+            let dims = &self.dims[1..];
+            return Err(Error::Domain(format!("what is edited, or its mask, is no sample of dims {dims:?}")));
+        }
         let mut out: Vec<f32> = Vec::with_capacity(seeds.len() * elems);
         let mut batches = || -> Result<()> {
             for first in (0..seeds.len()).step_by(self.batch) {
@@ -221,9 +246,13 @@ impl Generator {
                     denoiser = denoiser.with_guide(process, guide.conditioned(&batch_labels, null));
                 }
                 let noise: &mut dyn Noise = &mut noise;
-                let x = sample(&*sampler, &mut denoiser, &grid, noise, &mut |step, level, x| {
-                    observe(first, step, level, &x[..count * elems])
-                })?;
+                let observe = &mut |step: usize, level: &Level<f64>, x: &[f64]| {
+                    observe(first, step, level, &x[..count * elems]);
+                };
+                let x = match edit {
+                    None => sample(&*sampler, &mut denoiser, &grid, noise, observe)?,
+                    Some(edit) => edited(&edit, dims[0], &*sampler, &mut denoiser, &grid, noise, observe)?,
+                };
                 out.extend(x[..count * elems].iter().map(|&v| v as f32));
             }
             Ok(())
@@ -236,10 +265,41 @@ impl Generator {
         Ok(Array::f32(dims, &out))
     }
 
+    /// `ln p` of each of the samples `x` `[seeds, ..dims]` in nats, under its label (of all classes without labels),
+    /// as [`log_likelihood`]. Seeds are those of random directions.
+    pub fn log_likelihood(
+        &mut self,
+        x: &[f64],
+        seeds: &[u64],
+        labels: Option<&[i32]>,
+        flow: &Flow,
+    ) -> Result<Vec<f64>> {
+        let process = self.process.clone();
+        let elems: usize = self.dims[1..].iter().product();
+        if x.len() != seeds.len() * elems {
+            let (got, n, dims) = (x.len(), seeds.len(), &self.dims[1..]);
+            return Err(Error::Domain(format!("{got} numbers are no {n} samples of dims {dims:?}")));
+        }
+        let (labels, null) = self.labels(&SampleConfig::default(), &Request { seeds, labels, ..Request::default() })?;
+        let mut out = Vec::with_capacity(seeds.len());
+        for first in (0..seeds.len()).step_by(self.batch) {
+            let count = self.batch.min(seeds.len() - first);
+            let at = |i: usize| first + i.min(count - 1);
+            let batch_seeds: Vec<u64> = (0..self.batch).map(|i| seeds[at(i)]).collect();
+            let batch_labels: Vec<i32> = (0..self.batch).map(|i| labels[at(i)]).collect();
+            let batch: Vec<f64> =
+                (0..self.batch).flat_map(|i| x[at(i) * elems..(at(i) + 1) * elems].iter().copied()).collect();
+            let dims = self.dims.clone();
+            let mut denoiser = Denoiser::of(&process, &dims, self.conditioned(&batch_labels, null));
+            out.extend(&log_likelihood(&mut denoiser, &batch, &batch_seeds, flow)?[..count]);
+        }
+        Ok(out)
+    }
+
     /// A label for each seed, and that of the contrast.
     fn labels(&self, config: &SampleConfig, request: &Request<'_>) -> Result<(Vec<i32>, i32)> {
         let classes = self.network.classes();
-        let Request { seeds, labels, negative } = *request;
+        let Request { seeds, labels, negative, .. } = *request;
         match config.guidance {
             _ if config.cfg == 1.0 => {}
             GuidanceKind::Cfg if classes == 0 => {
@@ -322,6 +382,27 @@ impl Generator {
         let types: Vec<Type> = program.inputs.iter().map(|p| p.ty.clone()).collect();
         inputs.extend(self.device.zeros_all(&types).map_err(failed)?);
         loaded.bind(&inputs).map_err(failed)
+    }
+}
+
+/// A batch of samples that begin with, or keep parts of, one.
+fn edited(
+    edit: &Edit<'_>,
+    batch: usize,
+    sampler: &dyn Sampler,
+    denoiser: &mut Denoiser<'_>,
+    grid: &Grid,
+    noise: &mut dyn Noise,
+    observe: &mut dyn FnMut(usize, &Level<f64>, &[f64]),
+) -> Result<Vec<f64>> {
+    let data: Vec<f64> = edit.init.iter().map(|&v| v as f64).collect::<Vec<_>>().repeat(batch);
+    let start = noised(&data, &grid.levels[0], noise);
+    match edit.keep {
+        None => sample_from(start, sampler, denoiser, grid, noise, observe),
+        Some(keep) => {
+            let known = Known { data, mask: keep.repeat(batch) };
+            inpaint(start, sampler, denoiser, grid, noise, &known, edit.repaint, observe)
+        }
     }
 }
 

@@ -79,7 +79,7 @@ impl Repaint {
 }
 
 /// Samples whose known elements are kept, from a state at the grid's first level. A sampler that remembers earlier
-/// steps begins anew after going back. `observe` sees every state.
+/// steps begins anew after going back. `observe` sees every state, numbered in the order in which they are visited.
 ///
 /// # Errors
 /// The network's errors, and a mask or jumps that do not fit.
@@ -106,7 +106,7 @@ pub fn inpaint(
     let mut stepper = sampler.start(&Run { process: denoiser.process(), grid: &grid })?;
     known.put(&mut x, &grid.levels[0], noise);
     observe(0, &grid.levels[0], &x);
-    let mut at = 0;
+    let (mut at, mut seen) = (0, 0);
     while at < steps {
         let step = Step { index: at, from: grid.levels[at], to: grid.levels[at + 1] };
         stepper.step(&mut x, denoiser, &step, noise)?;
@@ -115,7 +115,8 @@ pub fn inpaint(
         if let Some(value) = x.iter().find(|v| !v.is_finite()) {
             return Err(Error::Domain(format!("the state became {value} in step {}", at - 1)));
         }
-        observe(at, &step.to, &x);
+        seen += 1;
+        observe(seen, &step.to, &x);
         if left[at] > 0 && at >= repaint.jump {
             left[at] -= 1;
             let back = at - repaint.jump;

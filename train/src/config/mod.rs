@@ -16,7 +16,7 @@ use crate::{Error, Result};
 use dnx_models::network::Remat;
 use dnx_models::optim::{EmaConfig, OptimConfig};
 use dnx_models::process::{Process, ProcessConfig};
-use dnx_models::sample::SampleConfig;
+use dnx_models::sample::{GuidanceKind, SampleConfig};
 use dnx_models::scaling::{GREATEST_SCALE, LossScaling};
 use dnx_models::{DataSpec, Network};
 use serde::{Deserialize, Serialize};
@@ -179,7 +179,8 @@ impl Config {
         config.ema.check().map_err(place)?;
         config.sample.sampler(&process).map_err(place)?;
         config.sample.grid(&process).map_err(place)?;
-        if config.sample.cfg != 1.0 && config.model.classes() == 0 {
+        let cfg = config.sample.guidance == GuidanceKind::Cfg && config.sample.cfg != 1.0;
+        if cfg && config.model.classes() == 0 {
             return Err(source.wrong("sample.cfg", "guidance needs a network with classes; model.classes is 0"));
         }
         Ok(Resolved { config, process, source })

@@ -14,10 +14,11 @@ pub use fits::{Fitting, fit_step};
 
 use crate::checkpoint::tensors::{self, Named};
 use crate::checkpoint::{self, Checkpoint, State};
-use crate::config::Resolved;
+use crate::config::{Config, Resolved};
 use crate::data::{Batch, Dataset};
 use crate::{Error, Result};
 use dnx_ir::{Array, DType, Type};
+use dnx_models::sample::GuidanceKind;
 use dnx_models::step::{NO_BAD_STEP, Role, StepOptions, TrainProgram, train_step};
 use dnx_runtime::{Bound, Buffer, Device};
 use std::collections::BTreeMap;
@@ -50,6 +51,11 @@ pub fn build_step(resolved: &Resolved) -> Result<TrainProgram> {
 impl Trainer {
     /// Builds and compiles the step so that it fits, and uploads the state before the first one.
     pub fn new(resolved: Resolved, device: &Device, data: Arc<Dataset>) -> Result<Trainer> {
+        let Config { sample, train, .. } = &resolved.config;
+        if sample.guidance == GuidanceKind::Autoguidance && sample.cfg != 1.0 && train.sample_every > 0 {
+            let message = "is autoguidance, but pictures in training have no second network: ask dnx sample for it";
+            return Err(resolved.source.wrong("sample.guidance", message));
+        }
         let Fitting { program, exec, resolved, note } = fit_step(resolved, device)?;
         let loaded = device.load(exec)?;
         let seed = resolved.config.train.seed;
