@@ -2,9 +2,11 @@
 //! oracle of sampler tests, and a network that needs no training.
 
 use crate::process::Level;
-use crate::sample::{Model, NetworkCall};
+use crate::sample::{Model, NetworkCall, Resampling, SampleNoise, Uniforms};
+use crate::streams;
 use crate::{Result, process::Process};
 use dnx_ir::Array;
+use std::f64::consts::PI;
 
 /// One Gaussian of the mixture.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +51,7 @@ impl Gmm {
             .collect();
         let top = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = logs.iter().map(|l| (l - top).exp()).sum();
-        let log = top + total.ln() - 0.5 * x.len() as f64 * (2.0 * std::f64::consts::PI).ln();
+        let log = top + total.ln() - 0.5 * x.len() as f64 * (2.0 * PI).ln();
         (logs.iter().map(|l| (l - top).exp() / total).collect(), log)
     }
 
@@ -100,6 +102,54 @@ impl Gmm {
             }
         }
         (x0, noise)
+    }
+
+    /// A tree in the plane, of two classes (the boughs to the left and to the right) or one of them: fine branches of
+    /// small Gaussians, each fork finer and lighter than the last. After the toy of Karras et al. ("Guiding a diffusion
+    /// model with a bad version of itself", 2024, section 3), on which guidance shows what it does.
+    pub fn tree(class: Option<bool>) -> Gmm {
+        const FORKS: usize = 5;
+        const BEADS: usize = 6;
+        let mut components = vec![];
+        let boughs = [(false, 0.75 * PI), (true, 0.25 * PI)];
+        for (_, angle) in boughs.into_iter().filter(|(right, _)| class.is_none_or(|c| c == *right)) {
+            let mut tips = vec![([0.0, -0.4], angle)];
+            for fork in 0..FORKS {
+                let length = 0.5 * 0.72f64.powi(fork as i32);
+                let std = 0.02 * 0.8f64.powi(fork as i32);
+                let mut next = vec![];
+                for (at, angle) in tips {
+                    let along = |u: f64| [at[0] + u * length * angle.cos(), at[1] + u * length * angle.sin()];
+                    // A branch weighs as much as both it forks into.
+                    let weight = 0.5f64.powi(fork as i32);
+                    let bead = |i: usize| Component { weight, mean: along(i as f64 / BEADS as f64).to_vec(), std };
+                    components.extend((1..=BEADS).map(bead));
+                    next.extend([-0.42, 0.42].map(|turn| (along(1.0), angle + turn)));
+                }
+                tips = next;
+            }
+        }
+        let total: f64 = components.iter().map(|c| c.weight).sum();
+        components.iter_mut().for_each(|c| c.weight /= total);
+        Gmm { components }
+    }
+
+    /// The mixture with noise of this deviation added: what a network has learnt that has not learnt it well.
+    pub fn blurred(&self, std: f64) -> Gmm {
+        let blurred = |c: &Component| Component { std: c.std.hypot(std), ..c.clone() };
+        Gmm { components: self.components.iter().map(blurred).collect() }
+    }
+
+    /// Draws from the mixture, `[seeds, dim]`.
+    pub fn draw(&self, seeds: &[u64]) -> Vec<f64> {
+        let weights: Vec<f64> = self.components.iter().map(|c| c.weight).collect();
+        let noise = SampleNoise::new(seeds, self.dim());
+        let of = |(s, &seed): (usize, &u64)| {
+            let mut uniforms = Uniforms::new(seed, streams::DATA);
+            let c = &self.components[Resampling::Multinomial.parents(&weights, 1, &mut || uniforms.draw())[0]];
+            c.mean.iter().zip(noise.at(s, 0)).map(|(m, z)| m + c.std * z).collect::<Vec<_>>()
+        };
+        seeds.iter().enumerate().flat_map(of).collect()
     }
 
     /// Mean and variance of each coordinate.
