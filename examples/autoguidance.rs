@@ -12,8 +12,8 @@ use std::path::PathBuf;
 
 const N: usize = 3000;
 /// Centre and half the side of the square that is shown.
-const CENTRE: [f64; 2] = [0.4, 0.3];
-const REACH: f64 = 0.8;
+const CENTRE: [f64; 2] = [0.55, 0.25];
+const REACH: f64 = 0.9;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = PathBuf::from(std::env::args().nth(1).unwrap_or("autoguidance.png".into()));

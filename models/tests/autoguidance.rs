@@ -21,7 +21,7 @@ fn scored(tree: &Gmm, process: &Process, x: &[f64]) -> Vec<f64> {
     logs
 }
 
-/// Half the difference of the shares that two sets of samples have of the tree's beads, grouped in tens.
+/// Half the difference of the shares that two sets of samples have of the tree's beads, branch by branch.
 fn mismatch(tree: &Gmm, a: &[f64], b: &[f64]) -> f64 {
     let shares = |x: &[f64]| {
         let mut shares = vec![0.0; tree.components.len().div_ceil(6)];
@@ -39,8 +39,8 @@ fn mismatch(tree: &Gmm, a: &[f64], b: &[f64]) -> f64 {
     shares(a).iter().zip(shares(b)).map(|(a, b)| 0.5 * (a - b).abs()).sum()
 }
 
-/// Autoguidance brings samples back to the branches and keeps the branches' shares; classifier-free guidance brings
-/// fewer back and thins out branches.
+/// Autoguidance brings samples back to the branches and keeps the branches' shares. Classifier-free guidance brings none
+/// back and starves the branches that are near the other class.
 #[test]
 fn autoguidance_keeps_to_the_branches() {
     let p = Preset::Edm.process();
@@ -73,8 +73,9 @@ fn autoguidance_keeps_to_the_branches() {
         (mismatch(&tree, &plain, &truth), mismatch(&tree, &auto, &truth), mismatch(&tree, &cfg, &truth));
     println!("off the branches: {plain_off:.3} unguided, {auto_off:.3} autoguided, {cfg_off:.3} cfg");
     println!("shares differ by: {plain_shares:.3} unguided, {auto_shares:.3} autoguided, {cfg_shares:.3} cfg");
-    assert!(plain_off > 0.3, "{plain_off}");
-    assert!(auto_off < 0.35 * plain_off, "{auto_off} after {plain_off}");
+    assert!(plain_off > 0.25, "{plain_off}");
+    assert!(auto_off < 0.45 * plain_off, "{auto_off} after {plain_off}");
     assert!(cfg_off > 2.0 * auto_off, "{cfg_off} {auto_off}");
-    assert!(auto_shares < cfg_shares, "{auto_shares} {cfg_shares}");
+    assert!(auto_shares < plain_shares + 0.03, "{auto_shares} {plain_shares}");
+    assert!(cfg_shares > 2.0 * auto_shares, "{cfg_shares} {auto_shares}");
 }

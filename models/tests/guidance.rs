@@ -305,7 +305,7 @@ fn a_tail_of_the_grid_keeps_what_it_starts_from() {
     let grid = Grid::new(&p, GridKind::Uniform, 20, 1.0).unwrap();
     assert_eq!(grid.tail(1.0).unwrap(), grid);
     assert_eq!(grid.tail(0.25).unwrap().levels[0].time, 0.25);
-    assert!(grid.tail(0.01).unwrap_err().to_string().starts_with("sample.strength"));
+    assert!(grid.tail(0.01).unwrap_err().to_string().contains("strength"));
     assert!(grid.tail(0.0).is_err() && grid.tail(1.5).is_err() && grid.tail(f64::NAN).is_err());
     const N: usize = 400;
     let seeds: Vec<u64> = (0..N as u64).collect();

@@ -156,6 +156,9 @@ fn painting(args: &SampleArgs, resolved: &Resolved) -> Result<Option<Painting>> 
     let keep = args.mask.as_ref().map(|mask| decode(mask, size, 1)).transpose()?;
     let keep = keep.map(|m| m.iter().flat_map(|&b| vec![b < 128; channels]).collect());
     let strength = args.strength.unwrap_or(if args.mask.is_some() { 1.0 } else { 0.5 });
+    if !(0.0 < strength && strength <= 1.0) {
+        return Err(Error::Usage(format!("--strength {strength}: it is a share of the steps, above 0 and at most 1")));
+    }
     if args.repaint == 0 {
         return Err(Error::Usage("--repaint 0: each stretch is walked at least once".into()));
     }

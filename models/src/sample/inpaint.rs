@@ -30,12 +30,12 @@ impl Grid {
     /// If that is no step at all.
     pub fn tail(&self, strength: f64) -> Result<Grid> {
         if !(0.0 < strength && strength <= 1.0) {
-            return Err(Error::config("sample.strength", format!("is {strength}; it must be in (0, 1]")));
+            return Err(Error::Domain(format!("a strength of {strength} is no share of the steps; it is in (0, 1]")));
         }
         let steps = (strength * self.steps() as f64).round() as usize;
         if steps == 0 {
-            let message = format!("is {strength}, which of {} steps leaves none; take more steps", self.steps());
-            return Err(Error::config("sample.strength", message));
+            let all = self.steps();
+            return Err(Error::Domain(format!("a strength of {strength} leaves none of {all} steps; take more steps")));
         }
         Ok(Grid { levels: self.levels[self.steps() - steps..].to_vec() })
     }
