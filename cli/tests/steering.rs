@@ -70,6 +70,8 @@ fn samples_are_guided_and_begin_with_pictures() {
         expect(folder, 2, &args).1
     };
     assert!(refused(&["--negative-label", "99"]).contains("classes 0 to 9"));
+    assert!(refused(&["--negative-label", "3", "--cfg", "1"]).contains("other than 1"));
+    assert!(refused(&["--guide", "worse", "--guidance", "cfg"]).contains("autoguidance"));
     assert!(refused(&["--guidance", "autoguidance", "--cfg", "2"]).contains("--guide"));
     assert!(refused(&["--mask", "picture.png"]).contains("--init"));
     assert!(refused(&["--init", "picture.png", "--strength", "2"]).contains("--strength 2"));

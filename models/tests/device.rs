@@ -9,8 +9,8 @@ use dnx_models::network::{DitConfig, MlpConfig, Remat};
 use dnx_models::optim::{EmaConfig, OptimConfig};
 use dnx_models::process::Preset;
 use dnx_models::sample::{
-    Branch, Edit, Generator, GuidanceKind, Model, NetworkCall, Repaint, Request, SampleConfig, SamplerKind,
-    forward_program,
+    Accuracy, Branch, Edit, Flow, Generator, GuidanceKind, Model, NetworkCall, Repaint, Request, SampleConfig,
+    SamplerKind, Trace, forward_program,
 };
 use dnx_models::step::{StepOptions, train_step};
 use dnx_models::{DataSpec, Network, init};
@@ -220,6 +220,33 @@ fn negative_labels_and_guides_have_conditions_of_their_own() {
     assert!(a.iter().zip(&b).any(|(a, b)| (a - b).abs() > 1e-2), "the guide matters");
     // At scale 1 nothing is a no-op but nothing at all: bit for bit.
     assert_eq!(run(&mut guided, &config(1.0, GuidanceKind::Autoguidance), &labels, None), b);
+}
+
+/// A transformer's likelihood by compiled directional derivatives: estimates come near the exact trace, and a sample's
+/// value does not depend on its batch.
+#[test]
+fn likelihood_is_of_each_sample_alone() {
+    let (network, process) = (dit(Remat::None), Preset::Sit.process());
+    let weights = weights(&network.specs().unwrap());
+    let n: usize = network.sample_dims().unwrap().iter().product();
+    let x = init::Init::Normal { std: 0.7 }.draw(&[3, n], key(4)).to_f64_vec();
+    let accuracy = Accuracy::Fixed { steps: 6 };
+    let of = |batch: usize, trace: Trace, which: std::ops::Range<usize>| {
+        let mut generator = Generator::new(&Device::cpu(), &network, &process, &weights, batch).unwrap();
+        let seeds: Vec<u64> = which.clone().map(|i| i as u64 + 10).collect();
+        let labels: Vec<i32> = which.clone().map(|i| i as i32).collect();
+        let flow = Flow { trace, accuracy, start: Some(0.05) };
+        generator.log_likelihood(&x[which.start * n..which.end * n], &seeds, Some(&labels), &flow).unwrap()
+    };
+    let probes = Trace::Hutchinson { probes: 2 };
+    let (all, last) = (of(2, probes, 0..3), of(1, probes, 2..3));
+    assert!(all.iter().all(|l| l.is_finite()));
+    assert!((all[2] - last[0]).abs() < 1e-3 * last[0].abs(), "{} {}", all[2], last[0]);
+    let exact = of(1, Trace::Exact, 2..3)[0];
+    let many = of(1, Trace::Hutchinson { probes: 150 }, 2..3)[0];
+    let one = of(1, Trace::Hutchinson { probes: 1 }, 2..3)[0];
+    println!("exact {exact}, 150 probes {many}, one {one}");
+    assert!((many - exact).abs() < 0.02 * exact.abs(), "{many} {exact}");
 }
 
 #[test]

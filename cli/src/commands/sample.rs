@@ -3,7 +3,7 @@
 use super::{open_device, print};
 use crate::args::SampleArgs;
 use dnx::ir::{Array, Type};
-use dnx::models::sample::{Edit, Generator, GuidanceKind, Repaint, Request};
+use dnx::models::sample::{Edit, Generator, GuidanceKind, Repaint, Request, SampleConfig};
 use dnx::runtime::Device;
 use dnx::train::config::{Config, Resolved, read_source};
 use dnx::train::data::Dataset;
@@ -50,6 +50,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let averaged = averaged(args.ema, args.no_ema, &folder)?;
     let weights = read_weights(&folder, averaged, &resolved)?;
     let negative = negative(network.classes(), args.negative_label)?;
+    check_guidance(args, &resolved.config.sample)?;
     let painting = painting(args, &resolved)?;
     let device = open_device(args.device.as_deref())?;
     let batch = (args.batch.max(1) as usize).min(seeds.len());
@@ -113,6 +114,18 @@ fn guide_of(args: &SampleArgs, guide: &Path, device: &Device, batch: usize) -> R
     let averaged = folder.join("ema.safetensors").is_file() && !args.no_ema;
     let weights = read_weights(&folder, averaged, &resolved)?;
     loaded(&resolved, device, weights, batch)
+}
+
+/// Refuses what the guidance that is in force would not look at.
+fn check_guidance(args: &SampleArgs, config: &SampleConfig) -> Result<()> {
+    let kind = config.guidance;
+    if args.guide.is_some() && kind != GuidanceKind::Autoguidance {
+        return Err(Error::Usage(format!("--guide is of autoguidance, not of {}: leave one of them out", kind.name())));
+    }
+    if args.negative_label.is_some() && (kind != GuidanceKind::Cfg || config.cfg == 1.0) {
+        return Err(Error::Usage("--negative-label is what --cfg moves away from: give a scale other than 1".into()));
+    }
+    Ok(())
 }
 
 /// The label of `--negative-label`.
