@@ -268,7 +268,7 @@ fn configurations_are_checked() {
     let refused = |c: SampleConfig| c.sampler(&sit).err().expect("an error").to_string();
     let e = refused(SampleConfig { sampler: SamplerKind::Langevin, ..Default::default() });
     assert!(e.starts_with("sample.sampler") && e.contains("linear"), "{e}");
-    let e = refused(SampleConfig { eta: 1.5, ..Default::default() });
+    let e = refused(SampleConfig { sampler: SamplerKind::Ddim, eta: Some(1.5), ..Default::default() });
     assert!(e.starts_with("sample.eta"), "{e}");
     let e = refused(SampleConfig { guidance_interval: Some([0.9, 0.1]), ..Default::default() });
     assert!(e.starts_with("sample.guidance_interval"), "{e}");

@@ -2,7 +2,7 @@
 
 use super::{
     Branch, Denoiser, Flow, Grid, GuidanceKind, Known, Model, NetworkCall, Noise, Repaint, SampleConfig, SampleNoise,
-    Sampler, inpaint, log_likelihood, noised, sample, sample_from,
+    Sampler, SamplerKind, inpaint, log_likelihood, noised, sample, sample_from,
 };
 use crate::network::{Inputs, Network};
 use crate::params::{ParamSpec, Params};
@@ -216,6 +216,11 @@ impl Generator {
         let Request { seeds, edit, .. } = *request;
         let grid = config.grid(&process)?;
         let grid = edit.map_or(Ok(grid.clone()), |e| grid.tail(e.strength))?;
+        if config.sampler == SamplerKind::MeanFlow && !self.network.second_time() {
+            let message =
+                "mean_flow jumps with a network of two times; this one takes one (process.preset = \"meanflow\")";
+            return Err(Error::config("sample.sampler", message));
+        }
         let (labels, contrast) = self.labels(config, request)?;
         let mut guide = self.guide.take();
         let guide_process = guide.as_ref().map(|g| g.process.clone());

@@ -12,39 +12,57 @@
 //! The noise of each sample is a function of that sample's own seed ([`SampleNoise`]), and all steps act on each
 //! sample alone, so a seed gives the same picture whatever batch it is drawn in.
 
+mod ays;
+mod chart;
 mod config;
+mod corrector;
 mod denoise;
-mod euler;
+mod exponential;
+mod flow_map;
 mod generator;
 mod grid;
 mod guidance;
 mod inpaint;
+mod karras;
 mod kernel;
 mod langevin;
 mod likelihood;
+mod multistep;
 mod noise;
 mod posterior;
+mod quantile;
 mod resample;
+mod runge_kutta;
 mod smc;
 mod speculative;
 mod steer;
+mod stochastic;
+mod unipc;
 
-pub use config::{SampleConfig, SamplerKind};
+pub use chart::{is_pure_noise, level_at_ratio, ratio};
+pub use config::{GRIDS, SAMPLERS, SampleConfig, SamplerInfo, SamplerKind};
+pub use corrector::PredictorCorrector;
 pub use denoise::{Branch, Denoiser, Estimate, Model, NetworkCall};
-pub use euler::{Euler, Heun};
+pub use exponential::{Correction, DpmSde, DpmSolver, Form, History};
+pub use flow_map::{Lcm, MeanFlow, Renoise, Tcd, invert};
 pub use generator::{Conditioned, Edit, ForwardProgram, Generator, Request, forward_program, jvp_program, vjp_program};
-pub use grid::{Grid, GridKind};
+pub use grid::{FinalLevel, Grid, GridKind, Spacing, dynamic_shift};
 pub use guidance::{Guidance, GuidanceKind};
 pub use inpaint::{Dps, Known, Repaint, inpaint, noised};
+pub use karras::{Dpm2, Edm, EulerAncestral};
 pub use kernel::{GaussianStep, StepLaw};
 pub use langevin::Langevin;
 pub use likelihood::{Accuracy, Flow, Trace, bits_per_dim, dequantized, log_likelihood};
+pub use multistep::{Multistep, Rule};
 pub use noise::{Noise, SampleNoise};
 pub use posterior::{Ddim, Ddpm, PosteriorVariance};
 pub use resample::{Resampling, Uniforms};
+pub use runge_kutta::{Adaptive, Euler, Heun, RungeKutta, Tableau};
 pub use smc::{Cloud, Particles, Potential, Smc, Steering, geometric, steer, twisted};
 pub use speculative::{Speculated, couple, speculate};
 pub use steer::{Classifier, Measurement, Operator, Reward, ScoreTerm, Twist, Twisted};
+pub use stochastic::{Diffusion, EulerMaruyama, LastStep, SdeHeun};
+pub use unipc::{Bh, UniPc};
 
 use crate::process::{Level, Process};
 use crate::{Error, Result};
