@@ -159,16 +159,16 @@ pub struct SampleArgs {
     /// A run's folder (its newest checkpoint) or a checkpoint's.
     #[arg(required_unless_present = "list")]
     pub run: Option<PathBuf>,
-    /// Lists the kinds of guidance and stops.
+    /// Lists samplers with the keys of [sample] they read, grids and kinds of guidance, and stops.
     #[arg(long)]
     pub list: bool,
-    /// Sampler: euler, heun, ddpm, ddim, langevin...
+    /// Sampler: euler, heun, ddim, dpmpp_2m, unipc... (see --list).
     #[arg(long, value_name = "NAME")]
     pub sampler: Option<String>,
     /// Steps of the sampler.
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
-    /// Times the sampler visits: uniform, karras...
+    /// Times the sampler visits: uniform, karras... (see --list).
     #[arg(long, value_name = "NAME")]
     pub grid: Option<String>,
     /// Number of samples.

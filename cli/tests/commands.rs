@@ -99,6 +99,25 @@ fn a_run_leaves_everything_the_contract_names() {
     let data = |bytes: &[u8]| bytes[10 + u16::from_le_bytes([bytes[8], bytes[9]]) as usize..].to_vec();
     assert_eq!(data(&many)[3 * 8..4 * 8], data(&one)[..]);
     assert!(sample("a.png", &["--n", "5", "--sampler", "euler"]).starts_with(b"\x89PNG"));
+    // Every sampler runs where it has a meaning, and says so where it has none.
+    let (listed, _) = expect(dir.path(), 0, &["sample", "--list"]);
+    for name in ["dpmpp_2m", "unipc", "tsit5", "karras", "ays_sdxl", "autoguidance"] {
+        assert!(listed.contains(&format!("\n  {name} ")), "{listed}");
+    }
+    let names =
+        listed.lines().skip(1).take_while(|l| l.starts_with("  ")).map(|l| l.split_whitespace().next().unwrap());
+    for (i, name) in names.enumerate() {
+        let out = format!("sampler-{i}.npy");
+        let args = ["sample", "run", "--device", "cpu", "--n", "2", "--steps", "3", "--out", &out, "--sampler", name];
+        match name {
+            "langevin" | "lcm" | "mean_flow" => {
+                let (_, err) = expect(dir.path(), 2, &args);
+                assert!(err.contains("sampler"), "{err}");
+            }
+            _ => drop(expect(dir.path(), 0, &args)),
+        }
+    }
+    assert!(sample("b.npy", &["--n", "2", "--sampler", "ddim", "--set", "sample.eta=0.5"]).len() > 16);
     assert!(sample("a.gif", &["--n", "5", "--no-ema"]).starts_with(b"GIF89a"));
     assert!(sample("a.npz", &["--n", "5"]).starts_with(b"PK"));
     let refused = |status: i32, more: &[&str], part: &str| {
@@ -111,6 +130,7 @@ fn a_run_leaves_everything_the_contract_names() {
     refused(2, &["--out", "b.png", "--class", "1"], "no classes");
     refused(2, &["--out", "b.png", "--cfg", "2"], "guidance");
     refused(2, &["--out", "b.png", "--sampler", "hun"], "did you mean `heun`?");
+    refused(2, &["--out", "b.png", "--sampler", "heun", "--set", "sample.eta=0.5"], "is read only by ddim");
     refused(2, &["--out", "b.bmp"], ".png, .npy, .npz or .gif");
     refused(2, &["--out", "b.png", "--seeds", "5-2"], "--seeds 5-2");
     refused(2, &["--out", "b.png", "--guidance-interval", "0.5"], "--guidance-interval");

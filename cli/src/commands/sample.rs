@@ -3,9 +3,9 @@
 use super::{open_device, print};
 use crate::args::SampleArgs;
 use dnx::ir::{Array, Type};
-use dnx::models::sample::{Edit, Generator, GuidanceKind, Repaint, Request, SampleConfig};
+use dnx::models::sample::{Edit, GRIDS, Generator, GuidanceKind, Repaint, Request, SAMPLERS, SampleConfig};
 use dnx::runtime::Device;
-use dnx::train::config::{Config, Resolved, read_source};
+use dnx::train::config::{Config, Resolved, Source, read_source};
 use dnx::train::data::Dataset;
 use dnx::train::data::folder::decode;
 use dnx::train::files::{refuse_existing, write_atomic};
@@ -37,7 +37,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         let message = format!("{} is in no run's folder, so its config.toml is not known", folder.display());
         Error::Checkpoint(message)
     })?;
-    let source = read_source(&run.config(), &settings(args)?)?;
+    let mut source = read_source(&run.config(), &settings(args)?)?;
+    forget_unread(&mut source, &read_source(&run.config(), &[])?.parse()?, args);
     let resolved = Config::resolve(source, None)?;
     let network = &resolved.config.model;
     let seeds = match (&args.seeds, args.n) {
@@ -78,9 +79,18 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     print(&format!("{}\n", args.out.display()))
 }
 
-/// The kinds of guidance, and what else steers samples.
+/// Samplers with the keys they read, grids, kinds of guidance, and what else steers samples.
 fn listed() -> String {
-    let mut out = "guidance (--guidance NAME, --cfg SCALE):\n".to_string();
+    let mut out = "samplers (--sampler NAME) [keys of sample]:\n".to_string();
+    for row in SAMPLERS {
+        let keys = if row.keys.is_empty() { String::new() } else { format!(" [{}]", row.keys.join(", ")) };
+        out.push_str(&format!("  {:<20} {}{keys}\n", row.name, row.about));
+    }
+    out.push_str("grids (--grid NAME):\n");
+    for (name, about) in GRIDS {
+        out.push_str(&format!("  {name:<20} {about}\n"));
+    }
+    out.push_str("guidance (--guidance NAME, --cfg SCALE):\n");
     for kind in GuidanceKind::ALL {
         out.push_str(&format!("  {:<14} {}\n", kind.name(), kind.about()));
     }
@@ -178,6 +188,16 @@ fn painting(args: &SampleArgs, resolved: &Resolved) -> Result<Option<Painting>> 
     Ok(Some(Painting { init, keep, strength, repaint: Repaint { times: args.repaint, jump: JUMP } }))
 }
 
+/// Where another sampler or grid is asked for than the run's, what the run's file says to its own does not count.
+fn forget_unread(source: &mut Source, run: &Config, args: &SampleArgs) {
+    let own = run.sample.sampler.info();
+    if args.sampler.as_deref().is_some_and(|name| name != own.name) {
+        own.keys.iter().for_each(|key| source.forget(&format!("sample.{key}")));
+    }
+    if args.grid.as_deref().is_some_and(|name| name != "karras") {
+        source.forget("sample.rho");
+    }
+}
 fn format_of(path: &Path) -> Result<Format> {
     let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
     Ok(match extension.as_str() {

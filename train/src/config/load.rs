@@ -10,13 +10,19 @@ pub struct Source {
     file: String,
     text: String,
     sets: Vec<(String, Value)>,
+    forgotten: Vec<String>,
 }
 
 impl Source {
     /// A file's text with `a.b=v` settings in order. Values are TOML; what is not is taken as a string.
     pub fn new(file: &str, text: &str, sets: &[String]) -> Result<Source> {
         let sets = sets.iter().map(|s| parse_set(s)).collect::<Result<_>>()?;
-        Ok(Source { file: file.to_string(), text: text.to_string(), sets })
+        Ok(Source { file: file.to_string(), text: text.to_string(), sets, forgotten: vec![] })
+    }
+
+    /// Leaves out what the file says to this dotted key; a setting for it still counts.
+    pub fn forget(&mut self, path: &str) {
+        self.forgotten.push(path.to_string());
     }
 
     /// The configuration.
@@ -25,6 +31,9 @@ impl Source {
             let line = e.span().map_or(1, |span| self.line_of(span.start));
             Error::Config(format!("{}:{line}: not TOML: {}", self.file, e.message()))
         })?;
+        for path in &self.forgotten {
+            remove(&mut table, path);
+        }
         for (path, value) in &self.sets {
             overlay(&mut table, path, value.clone())?;
         }

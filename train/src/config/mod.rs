@@ -179,6 +179,7 @@ impl Config {
         config.ema.check().map_err(place)?;
         config.sample.sampler(&process).map_err(place)?;
         config.sample.grid(&process).map_err(place)?;
+        config.sample = config.sample.resolved(&process);
         let cfg = config.sample.guidance == GuidanceKind::Cfg && config.sample.cfg != 1.0;
         if cfg && config.model.classes() == 0 {
             return Err(source.wrong("sample.cfg", "guidance needs a network with classes; model.classes is 0"));
