@@ -552,3 +552,31 @@ fn first_orders_are_ddim() {
     let last = grid.levels[grid.steps() - 1];
     assert!(ratio(&last) > 0.0);
 }
+
+/// A chain that ends with no data at all is sampled from its very end: to begin a step before it would leave the mean
+/// of the data in the noise (Lin et al., 2023). So is any path from pure noise, by solvers that divide by alpha.
+#[test]
+fn pure_noise_is_where_sampling_begins() {
+    let mut chain = process("preset = \"ddpm\"\nprediction = \"v\"\nschedule = \"scaled_linear\"");
+    let Path::Discrete(steps) = &chain.path else { panic!("the preset has a chain") };
+    chain.path = Path::Discrete(steps.zero_terminal());
+    let far = Gmm { components: vec![Component { weight: 1.0, mean: vec![3.0, -2.0], std: 0.2 }] };
+    for (p, grid) in [(&chain, GridKind::Trailing), (&Preset::Sit.process(), GridKind::Uniform)] {
+        let grid = Grid::new(p, grid, 20, 1.0).unwrap();
+        assert_eq!(grid.levels[0].alpha, 0.0);
+        for row in SAMPLERS {
+            use SamplerKind::*;
+            let c = SampleConfig { sampler: row.kind, steps: 20, ..Default::default() };
+            let Ok(sampler) = c.sampler(p) else { continue };
+            if matches!(row.kind, MeanFlow | Rk23 | Rk45 | Tsit5 | EulerMaruyama | SdeHeun | PredictorCorrector | Lcm) {
+                continue;
+            }
+            let mut d = known(&far, p, 200);
+            let mut noise = SampleNoise::new(&(0..200).collect::<Vec<_>>(), 2);
+            let x = sample(&*sampler, &mut d, &grid, &mut noise, &mut |_, _, _| {}).unwrap();
+            let m = moments(&x);
+            let name = row.name;
+            assert!((m[0] - 3.0).abs() < 0.1 && (m[1] + 2.0).abs() < 0.1, "{name} on {}: {m:?}", p.path.name());
+        }
+    }
+}

@@ -92,6 +92,19 @@ impl Chain {
         self.alpha.len()
     }
 
+    /// The same chain with nothing of the data left at its last step: `alpha` is shifted and scaled so that it ends at
+    /// 0 and begins where it did (Lin et al., "Common diffusion noise schedules and sample steps are flawed", 2023,
+    /// algorithm 1). Its network cannot predict noise, which says nothing about the data there.
+    pub fn zero_terminal(&self) -> Chain {
+        let (first, last) = (self.alpha[0], self.alpha[self.steps() - 1]);
+        if self.steps() == 1 {
+            return self.clone();
+        }
+        let alpha: Vec<f64> = self.alpha.iter().map(|a| (a - last) * first / (first - last)).collect();
+        let sigma = alpha.iter().map(|a| ((1.0 - a) * (1.0 + a)).sqrt()).collect();
+        Chain { alpha, sigma }
+    }
+
     /// `alpha_bar` of a step.
     pub fn alpha_bar(&self, step: usize) -> f64 {
         self.alpha[step].powi(2)
@@ -235,6 +248,16 @@ mod tests {
         let cosine = chain(Betas::Cosine);
         close!(cosine.alpha_bar(499), 0.493843590, max_relative = 1e-8);
         close!(cosine.alpha_bar(999), 2.4288e-9, max_relative = 1e-4);
+    }
+
+    #[test]
+    fn chains_of_zero_terminal_snr() {
+        let chain = Chain::new(&Betas::ScaledLinear.betas(1000)).unwrap().zero_terminal();
+        for (i, want) in [(0, 0.99957491), (499, 0.49229987), (999, 0.0)] {
+            close!(chain.alpha[i], want, max_relative = 1e-7);
+            close!(chain.alpha[i].hypot(chain.sigma[i]), 1.0, max_relative = 1e-12);
+        }
+        assert_eq!(Chain::new(&[0.1]).unwrap().zero_terminal(), Chain::new(&[0.1]).unwrap());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! At clean data most networks say nothing, so no stage lies there: the step to it is taken by a rule whose stages
 //! all come before the end, of an order high enough that one such step does not lower the order of the whole.
 
-use super::chart::{Point, level_at, level_at_ratio};
+use super::chart::{Point, is_pure_noise, level_at, level_at_ratio, transfer};
 use super::{Denoiser, Grid, Noise, Run, Sampler, Step, Stepper};
 use crate::process::{Level, Process, Time};
 use crate::{Error, Result};
@@ -224,6 +224,12 @@ impl Sampler for RungeKutta {
 
 impl Stepper for RungeKutta {
     fn step(&mut self, x: &mut [f64], denoiser: &mut Denoiser<'_>, step: &Step, _: &mut dyn Noise) -> Result<()> {
+        // A chain that begins with no data at all has no `x / alpha` to follow there.
+        if step.from.rates.is_none() && is_pure_noise(&step.from) {
+            let e = denoiser.estimate(x, &step.from)?;
+            x.copy_from_slice(&transfer(&e, &step.to));
+            return Ok(());
+        }
         let rule = if step.is_last() { &self.closing } else { &self.rule };
         let y = advance(rule, x, denoiser, &step.from, &step.to, None)?.y;
         put(x, &y, &step.to);
@@ -274,7 +280,12 @@ impl Sampler for Adaptive {
         Ok(Grid { levels })
     }
 
-    fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
+    fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
+        let first = &run.grid.levels[0];
+        if first.rates.is_none() && is_pure_noise(first) {
+            let message = "an adaptive solver follows x / alpha, which a chain that begins with no data has not; begin at a step below (process.time_range)";
+            return Err(Error::config("sample.sampler", message));
+        }
         Ok(Box::new(AdaptiveRun { solver: self.clone(), length: None, last_error: 1.0 }))
     }
 }
