@@ -204,6 +204,9 @@ pub struct SampleArgs {
     /// Times that each stretch of ten steps is walked with --mask (RePaint); 1 walks once.
     #[arg(long, value_name = "N", requires = "mask", default_value_t = 1)]
     pub repaint: usize,
+    /// Drafts windows of so many steps and verifies each by one evaluation (samplers ddpm and ddim with eta).
+    #[arg(long, value_name = "STEPS", conflicts_with_all = ["guide", "init"])]
+    pub speculate: Option<usize>,
     /// Times between which guidance acts, as 0.1,0.8.
     #[arg(long, value_name = "LOW,HIGH")]
     pub guidance_interval: Option<String>,

@@ -65,6 +65,14 @@ fn samples_are_guided_and_begin_with_pictures() {
     let filled = sample("filled.npy", &["--init", "picture.png", "--mask", "picture.png", "--repaint", "2"]);
     assert!(near != filled);
 
+    let ddpm = ["--class", "3", "--sampler", "ddpm", "--steps", "12", "--cfg", "2"];
+    let stepped = sample("stepped.npy", &ddpm);
+    let alone = sample("alone.npy", &[&ddpm[..], &["--speculate", "1"]].concat());
+    assert!(alone == stepped, "a window of one is the sampler itself");
+    let args = ["sample", "run", "--device", "cpu", "--n", "2", "--no-ema", "--out", "drafted.npy", "--speculate", "4"];
+    let (_, said) = expect(folder, 0, &[&args, &ddpm[..]].concat());
+    assert!(said.contains("% of drafts kept"), "{said}");
+
     let refused = |more: &[&str]| {
         let args = [&["sample", "run", "--device", "cpu", "--n", "1", "--out", "no.png"], more].concat();
         expect(folder, 2, &args).1
@@ -73,6 +81,7 @@ fn samples_are_guided_and_begin_with_pictures() {
     assert!(refused(&["--negative-label", "3", "--cfg", "1"]).contains("other than 1"));
     assert!(refused(&["--guide", "worse", "--guidance", "cfg"]).contains("autoguidance"));
     assert!(refused(&["--guidance", "autoguidance", "--cfg", "2"]).contains("--guide"));
+    assert!(refused(&["--speculate", "4", "--sampler", "heun"]).contains("ddpm"));
     assert!(refused(&["--mask", "picture.png"]).contains("--init"));
     assert!(refused(&["--init", "picture.png", "--strength", "2"]).contains("--strength 2"));
     assert!(refused(&["--set", "sample.guidance=cgf"]).contains("guidance"));

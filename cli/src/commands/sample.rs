@@ -54,7 +54,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     check_guidance(args, &resolved.config.sample)?;
     let painting = painting(args, &resolved)?;
     let device = open_device(args.device.as_deref())?;
-    let batch = (args.batch.max(1) as usize).min(seeds.len());
+    let window = window(args, format)?;
+    let batch = (args.batch.max(1) as usize).min(seeds.len() * window).next_multiple_of(window);
     let mut generator = loaded(&resolved, &device, weights, batch)?;
     if let Some(guide) = &args.guide {
         generator = generator.with_guide(guide_of(args, guide, &device, batch)?)?;
@@ -63,8 +64,11 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let config = &resolved.config.sample;
     let edit = painting.as_ref().map(|p| p.edit());
     let request = Request { seeds: &seeds, labels: labels.as_deref(), negative, edit };
-    let samples =
-        sampling::run(&mut generator, config, &request, trajectory.as_mut()).map_err(|e| located(&resolved, e))?;
+    let samples = match args.speculate {
+        None => sampling::run(&mut generator, config, &request, trajectory.as_mut()),
+        Some(window) => drafted(&mut generator, config, &request, window),
+    };
+    let samples = samples.map_err(|e| located(&resolved, e))?;
     let bytes = match format {
         Format::Png => drawn(&resolved, &samples.to_f32_vec())?.png()?,
         Format::Gif => {
@@ -124,6 +128,24 @@ fn guide_of(args: &SampleArgs, guide: &Path, device: &Device, batch: usize) -> R
     let averaged = folder.join("ema.safetensors").is_file() && !args.no_ema;
     let weights = read_weights(&folder, averaged, &resolved)?;
     loaded(&resolved, device, weights, batch)
+}
+
+/// Steps of a window: 1 without speculation.
+fn window(args: &SampleArgs, format: Format) -> Result<usize> {
+    match args.speculate {
+        Some(0) => Err(Error::Usage("--speculate 0: a window has at least one step".into())),
+        Some(_) if format == Format::Gif => {
+            Err(Error::Usage("--speculate: samples are at different steps, which no .gif can show".into()))
+        }
+        window => Ok(window.unwrap_or(1)),
+    }
+}
+
+/// Samples by speculation; says what it saved.
+fn drafted(generator: &mut Generator, config: &SampleConfig, request: &Request<'_>, window: usize) -> Result<Array> {
+    let (samples, cost) = generator.speculate(config, request, window)?;
+    eprintln!("speculation: {:.1} % of drafts kept, {} evaluations", 100.0 * cost.acceptance(), cost.rounds);
+    Ok(samples)
 }
 
 /// Refuses what the guidance that is in force would not look at.

@@ -2,7 +2,7 @@
 
 use super::{
     Branch, Denoiser, Flow, Grid, GuidanceKind, Known, Model, NetworkCall, Noise, Repaint, SampleConfig, SampleNoise,
-    Sampler, SamplerKind, inpaint, log_likelihood, noised, sample, sample_from,
+    Sampler, SamplerKind, Speculated, inpaint, log_likelihood, noised, sample, sample_from, speculate,
 };
 use crate::network::{Inputs, Network};
 use crate::params::{ParamSpec, Params};
@@ -268,6 +268,54 @@ impl Generator {
         let mut dims = self.dims.clone();
         dims[0] = seeds.len();
         Ok(Array::f32(dims, &out))
+    }
+
+    /// What is requested, drawn by drafting windows of steps and verifying each by one evaluation ([`speculate`]):
+    /// samples `[seeds, ..dims]`, and how many drafts were kept. The batch holds whole windows.
+    ///
+    /// # Errors
+    /// As [`Generator::run`]; and of a sampler without Gaussian steps, of a batch that is no whole windows, and of an
+    /// edit, which is not drafted.
+    pub fn speculate(
+        &mut self,
+        config: &SampleConfig,
+        request: &Request<'_>,
+        window: usize,
+    ) -> Result<(Array, Speculated)> {
+        if window == 0 || !self.batch.is_multiple_of(window) {
+            return Err(Error::Domain(format!("a batch of {} holds no whole windows of {window}", self.batch)));
+        }
+        if request.edit.is_some() || (config.guidance == GuidanceKind::Autoguidance && config.cfg != 1.0) {
+            return Err(Error::Domain("speculation is without pictures to begin with and without a guide".into()));
+        }
+        let process = self.process.clone();
+        let (sampler, grid) = (config.sampler(&process)?, config.grid(&process)?);
+        let kernel = sampler.gaussian().ok_or_else(|| {
+            Error::config("sample.sampler", "has no Gaussian steps to draft; take ddpm, or ddim with eta above 0")
+        })?;
+        let seeds = request.seeds;
+        let (labels, contrast) = self.labels(config, request)?;
+        let elems: usize = self.dims[1..].iter().product();
+        let mut sum = Speculated { x: Vec::with_capacity(seeds.len() * elems), rounds: 0, drafted: 0, accepted: 0 };
+        let at_once = self.batch / window;
+        for first in (0..seeds.len()).step_by(at_once) {
+            let count = at_once.min(seeds.len() - first);
+            let at = |i: usize| first + i.min(count - 1);
+            let batch_seeds: Vec<u64> = (0..at_once).map(|i| seeds[at(i)]).collect();
+            let batch_labels: Vec<i32> = (0..self.batch).map(|i| labels[at(i / window)]).collect();
+            let dims = self.dims.clone();
+            let model = self.conditioned(&batch_labels, contrast);
+            let mut denoiser =
+                Denoiser::of(&process, &dims, model).with_guidance(config.guidance()).with_clip(config.clip());
+            let part = speculate(kernel, &mut denoiser, &grid, &batch_seeds, window)?;
+            sum.x.extend(&part.x[..count * elems]);
+            sum.rounds += part.rounds;
+            sum.drafted += part.drafted;
+            sum.accepted += part.accepted;
+        }
+        let mut dims = self.dims.clone();
+        dims[0] = seeds.len();
+        Ok((Array::f32(dims, &sum.x.iter().map(|&v| v as f32).collect::<Vec<_>>()), sum))
     }
 
     /// `ln p` of each of the samples `x` `[seeds, ..dims]` in nats, under its label (of all classes without labels),

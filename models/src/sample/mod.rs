@@ -102,6 +102,11 @@ pub trait Sampler {
         Ok(grid.clone())
     }
 
+    /// The law of its steps, if they are Gaussian and draw something: what speculation needs.
+    fn gaussian(&self) -> Option<&dyn GaussianStep> {
+        None
+    }
+
     /// Begins a run, with nothing remembered of any other.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! sampler and DDIM. Both are stated for any path; on a discrete chain they are the published ones.
 
 use super::kernel::StepLaw;
-use super::{Denoiser, Estimate, Noise, Run, Sampler, Step, Stepper};
+use super::{Denoiser, Estimate, GaussianStep, Noise, Run, Sampler, Step, Stepper};
 use crate::Result;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,10 @@ impl Ddim {
 }
 
 impl Sampler for Ddpm {
+    fn gaussian(&self) -> Option<&dyn GaussianStep> {
+        Some(self)
+    }
+
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         Ok(Box::new(*self))
     }
@@ -81,6 +85,10 @@ impl Stepper for Ddpm {
 }
 
 impl Sampler for Ddim {
+    fn gaussian(&self) -> Option<&dyn GaussianStep> {
+        (self.eta > 0.0).then_some(self as &dyn GaussianStep)
+    }
+
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         Ok(Box::new(*self))
     }
