@@ -77,8 +77,8 @@ const TAIL: [f64; 9] = [
     2.83297682,
 ];
 
-/// The inverse error function on `(-1, 1)`, `f32`.
-fn erfinv(x: Tensor<'_>) -> Tensor<'_> {
+/// The inverse error function on `(-1, 1)`, `f32`: relative error below 1e-6.
+pub fn erfinv(x: Tensor<'_>) -> Tensor<'_> {
     let w = -((1.0 - x) * (1.0 + x)).log();
     let horner = |c: &[f64], t| c[1..].iter().fold(x.full_like(c[0]), |p, &c| p * t + c);
     let centre = horner(&CENTRE, w - 2.5);

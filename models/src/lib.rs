@@ -20,6 +20,7 @@ pub mod error;
 pub mod gmm;
 pub mod init;
 pub mod layers;
+pub mod loss;
 pub mod network;
 pub mod optim;
 pub mod params;

@@ -96,12 +96,23 @@ impl<'g> Params<'g> {
         Scope { params: self, path: String::new() }
     }
 
+    /// The path of a scope, in these parameters.
+    pub fn scope(&self, like: &Scope<'_, 'g>) -> Scope<'_, 'g> {
+        Scope { params: self, path: like.path.clone() }
+    }
+
     /// What has been declared so far, in order.
     pub fn specs(&self) -> Vec<ParamSpec> {
         self.entries.borrow().iter().map(|(s, _)| s.clone()).collect()
     }
 
-    fn push(&self, spec: ParamSpec, tensor: Tensor<'g>) {
+    /// What has been declared so far, with its tensors.
+    pub fn entries(&self) -> Vec<(ParamSpec, Tensor<'g>)> {
+        self.entries.borrow().clone()
+    }
+
+    /// Makes a tensor a parameter of this name.
+    pub fn push(&self, spec: ParamSpec, tensor: Tensor<'g>) {
         let mut entries = self.entries.borrow_mut();
         self.index.borrow_mut().insert(spec.name.clone(), entries.len());
         entries.push((spec, tensor));
@@ -179,14 +190,48 @@ impl<'g> Scope<'_, 'g> {
         self.graph().scope(segment, || body(&inner))
     }
 
-    /// Calls a block with its parameters declared under this path. With `remat` the backward pass recomputes the
-    /// block instead of keeping its intermediates.
-    pub fn call(&self, block: &Block, inputs: &[Tensor<'g>], remat: bool) -> Vec<Tensor<'g>> {
+    /// The block at `inputs`, with its parameters declared under this path, and its derivative in the direction in which
+    /// the inputs `wrt` (float ones, in ascending order) move by `tangents`: the results, then their tangents.
+    ///
+    /// # Errors
+    /// If the block has no derivative by one of these inputs.
+    pub fn jvp(
+        &self,
+        block: &Block,
+        inputs: &[Tensor<'g>],
+        wrt: &[usize],
+        tangents: &[Tensor<'g>],
+    ) -> Result<(Vec<Tensor<'g>>, Vec<Tensor<'g>>)> {
+        let func = Arc::new(dnx_autodiff::jvp(&block.func, wrt)?);
+        let mut args = self.arguments(block, inputs);
+        args.extend(tangents);
+        let mut primals = self.graph().call(&func, &args);
+        let moved = primals.split_off(block.func.results.len().min(primals.len()));
+        Ok((primals, moved))
+    }
+
+    /// All parameters known so far, as constants of the derivative.
+    pub fn stopped(&self) -> Params<'g> {
+        let stopped = Params::new(self.graph());
+        for (spec, tensor) in self.params.entries.borrow().iter() {
+            stopped.push(spec.clone(), tensor.stop_gradient());
+        }
+        stopped
+    }
+
+    fn arguments(&self, block: &Block, inputs: &[Tensor<'g>]) -> Vec<Tensor<'g>> {
         let mut args = inputs.to_vec();
         args.extend(block.specs.iter().map(|s| {
             let name = self.name(&s.name);
             self.params.get(ParamSpec { name, ..s.clone() })
         }));
+        args
+    }
+
+    /// Calls a block with its parameters declared under this path. With `remat` the backward pass recomputes the
+    /// block instead of keeping its intermediates.
+    pub fn call(&self, block: &Block, inputs: &[Tensor<'g>], remat: bool) -> Vec<Tensor<'g>> {
+        let args = self.arguments(block, inputs);
         match remat {
             true => self.graph().call_remat(&block.func, &args),
             false => self.graph().call(&block.func, &args),

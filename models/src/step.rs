@@ -9,10 +9,11 @@
 //! steps still finds the state from which the failure replays. With [`LossScaling`] the step is skipped instead and
 //! the scale lowered, until it can't be.
 
+use crate::loss::{LossOptions, LossProgram, batch_ports};
 use crate::network::Network;
 use crate::optim::{EmaConfig, OptimConfig, global_norm};
-use crate::params::{ParamSpec, Params};
-use crate::process::Process;
+use crate::params::ParamSpec;
+use crate::process::{Carried, Process, TRAIN_ONLY, Teacher};
 use crate::scaling::ScaleState;
 use crate::{Error, Result, init};
 use dnx_ir::threefry::{Key, key};
@@ -20,6 +21,7 @@ use dnx_ir::{Array, DType, Func, Graph, Tensor, Type};
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use crate::loss::loss_program;
 pub use crate::scaling::LossScaling;
 
 /// The bad-step mark of a run in which no step was bad.
@@ -34,6 +36,10 @@ pub enum Role {
     Moment(usize),
     /// The moving average of a parameter.
     Ema,
+    /// The average of a parameter that the loss compares with.
+    Target,
+    /// State of the loss.
+    Carry,
     /// The loss scale, `f32[]`.
     LossScale,
     /// Good steps since the loss scale changed, `u32[]`.
@@ -104,6 +110,8 @@ pub struct TrainProgram {
     pub donate: Vec<(usize, usize)>,
     /// How the loss is scaled.
     pub scaling: Option<LossScaling>,
+    /// The loss's state before the first step.
+    pub carried: Vec<Carried>,
 }
 
 impl TrainProgram {
@@ -142,7 +150,8 @@ impl TrainProgram {
         let word = |value: u32| Array::u32([], &[value]);
         let of = |name: &str| params[self.params.iter().position(|p| p.name == name).expect("a parameter")].clone();
         let value = |s: &StateSpec| match s.role {
-            Role::Param | Role::Ema => of(&s.name),
+            Role::Param | Role::Ema | Role::Target => of(&s.name),
+            Role::Carry => self.carried.iter().find(|c| c.name == s.name).expect("a state of the loss").start.clone(),
             Role::Moment(_) => Array::zeros(s.ty.clone()),
             Role::LossScale => Array::f32([], &[self.scaling.unwrap_or_default().initial as f32]),
             Role::GoodSteps | Role::Skipped | Role::Step => word(0),
@@ -164,53 +173,29 @@ pub fn key_array(key: Key) -> Array {
     Array::u32([2], &key)
 }
 
-/// A loss as a function of parameters, seed, counter and batch.
-pub struct LossProgram {
-    /// Inputs: trainable parameters, frozen ones, `seed` `u32[2]`, `counter` `u32[]`, `x`, and `label` if the network
-    /// is conditional. Results: the mean loss and, with bins, the sums and numbers by noise level.
-    pub func: Func,
-    /// Trainable parameters.
-    pub params: Vec<ParamSpec>,
-    /// Frozen parameters.
-    pub frozen: Vec<ParamSpec>,
-}
-
-/// The loss of a batch, as a function.
-pub fn loss_program(network: &Network, process: &Process, batch: usize, level_bins: usize) -> Result<LossProgram> {
-    let (params, frozen): (Vec<_>, Vec<_>) = network.specs()?.into_iter().partition(|s| s.trainable);
-    let g = Graph::new("loss");
-    let all: Vec<ParamSpec> = params.iter().chain(&frozen).cloned().collect();
-    let declared = Params::declare(&g, &all);
-    let seed = g.param("seed", Type::new(DType::U32, [2]));
-    let counter = g.param("counter", Type::scalar(DType::U32));
-    let ports = batch_ports(network, batch)?;
-    let inputs: Vec<Tensor> = ports.iter().map(|p| g.param(&p.name, p.ty.clone())).collect();
-    let draws = g.scope("draw", || process.draw(&g, seed, counter, inputs[0]));
-    let loss = process.loss(network, &declared.root(), inputs[0], inputs.get(1).copied(), &draws);
-    let mut results = vec![loss.mean];
-    if level_bins > 0 {
-        results.extend(loss.by_level(level_bins));
-    }
-    Ok(LossProgram { func: g.finish(&results)?, params, frozen })
-}
-
-/// What a batch consists of.
-fn batch_ports(network: &Network, batch: usize) -> Result<Vec<Port>> {
-    let dims: Vec<usize> = std::iter::once(batch).chain(network.sample_dims()?).collect();
-    let mut ports = vec![Port { name: "x".into(), ty: Type::f32(dims) }];
-    if network.classes() > 0 {
-        ports.push(Port { name: "label".into(), ty: Type::new(DType::I32, [batch]) });
-    }
-    Ok(ports)
-}
-
-/// Builds the training step of a resolved network.
+/// Builds the training step of a resolved network, of objectives without a teacher.
 ///
 /// # Errors
 /// Names the configuration key that is wrong, or the op that could not be built.
 pub fn train_step(
     network: &Network,
     process: &Process,
+    optim: &OptimConfig,
+    ema: &EmaConfig,
+    options: &StepOptions,
+) -> Result<TrainProgram> {
+    train_step_with(network, process, None, optim, ema, options)
+}
+
+/// [`train_step`] of a network that learns from a teacher, if the objective wants one. The teacher's weights are among
+/// the frozen parameters.
+///
+/// # Errors
+/// As [`train_step`].
+pub fn train_step_with(
+    network: &Network,
+    process: &Process,
+    teacher: Option<&Teacher>,
     optim: &OptimConfig,
     ema: &EmaConfig,
     options: &StepOptions,
@@ -223,7 +208,8 @@ pub fn train_step(
         return Err(Error::config("train.accumulate", message));
     }
     let micro = batch / accumulate;
-    let LossProgram { func: loss, params, frozen } = loss_program(network, process, micro, level_bins)?;
+    let built = LossOptions { network, process, teacher, batch: micro, accumulate, level_bins }.build()?;
+    let LossProgram { func: loss, params, frozen, targets, carried } = built;
     let wrt: Vec<usize> = (0..params.len()).collect();
     let loss = Arc::new(loss);
     let grad = match scaling {
@@ -232,7 +218,9 @@ pub fn train_step(
     };
     let grad = Arc::new(grad);
 
-    let state = state_specs(&params, optim.moments(), ema.enabled(), scaling.is_some());
+    let state = state_specs(&params, optim.moments(), ema.enabled(), &targets, &carried, scaling.is_some());
+    let at = |role: Role, name: &str| state.iter().position(|s| s.role == role && s.name == name);
+    let slot = |role: Role, name: &str| at(role, name).expect("a state tensor");
     let g = Graph::new("step");
     let old: Vec<Tensor> = state.iter().map(|s| g.param(&port_name(s), s.ty.clone())).collect();
     let constants: Vec<Tensor> = frozen.iter().map(|s| g.param(&s.name, s.ty())).collect();
@@ -247,23 +235,29 @@ pub fn train_step(
         ScaleState { scale, good, skipped }
     });
     let word = |value: u32| g.scalar(DType::U32, value as f64);
+    let mut carry: Vec<Tensor> = carried.iter().map(|c| old[slot(Role::Carry, &c.name)]).collect();
+    // Of the loss's results: those that are summed over micro-batches, and then the state that is handed on.
+    let extra = loss.results.len() - carried.len();
     let mut sums: Vec<Tensor> = vec![];
     for i in 0..accumulate {
         // One micro-batch after another: the next does not begin before the gradients of the last are there.
-        let waiting: Vec<Tensor> = [&[step], &inputs[..], &sums[..]].concat();
+        let waiting: Vec<Tensor> = [&[step], &inputs[..], &carry[..], &sums[..]].concat();
         let ready = if i == 0 { waiting } else { g.barrier(&waiting) };
         let (batch, before) = ready.split_at(1 + inputs.len());
+        let (handed, before) = before.split_at(carry.len());
         // Micro-batches of one step differ in their counter, so that they differ in their draws.
         let counter = if accumulate == 1 { step } else { batch[0] * word(accumulate as u32) + word(i as u32) };
         let mut args: Vec<Tensor> = old[..n].to_vec();
         args.extend(&constants);
+        args.extend(targets.iter().map(|s| old[slot(Role::Target, &s.name)]));
+        args.extend(handed);
         args.extend([seed, counter]);
         args.extend(batch[1..].iter().map(|t| part(*t, i, accumulate)));
         args.extend(scale_state.map(|s| s.scale));
-        let terms = g.call(&grad, &args);
+        let mut terms = g.call(&grad, &args);
+        carry = terms.splice(extra..extra + carried.len(), []).collect();
         sums = if i == 0 { terms } else { before.iter().zip(terms).map(|(&a, b)| a + b).collect() };
     }
-    let extra = loss.results.len();
     let loss_value = mean_of(sums[0], accumulate);
     let mut grads: Vec<Tensor> = sums[extra..].iter().map(|&t| mean_of(t, accumulate)).collect();
 
@@ -274,9 +268,6 @@ pub fn train_step(
         }
         let grad_norm = global_norm(&grads).unwrap_or_else(|| g.scalar(DType::F32, 0.0));
         let updates = scale_state.map_or(step, |s| step - s.skipped);
-        let count = updates.convert(DType::F32);
-        let scalars = optim.scalars(count, grad_norm);
-        let rate = ema.rate(count);
         let untouched = bad.eq(word(NO_BAD_STEP));
         // By the exponent bits. The norm is a sum of squares: one infinity or NaN in any gradient makes it one.
         let finite = loss_value.is_finite().and(grad_norm.is_finite());
@@ -284,20 +275,50 @@ pub fn train_step(
         let go = g.barrier(&[untouched.and(finite)])[0];
         let slots = optim.moments();
         let mut new = old.clone();
-        for i in 0..n {
-            let at = |slot: usize| slot * n + i;
-            let moments: Vec<Tensor> = (1..=slots).map(|k| old[at(k)]).collect();
-            g.scope(&params[i].name, || {
-                let (p, m) = optim.update(old[i], grads[i], &moments, &scalars);
-                new[i] = go.select(p, old[i]);
-                for (k, m) in m.into_iter().enumerate() {
-                    new[at(k + 1)] = go.select(m, old[at(k + 1)]);
+        // Parameters that are updated every so many steps: each such group counts its own updates and is clipped alone.
+        let every: Vec<u32> = params.iter().map(|p| process.objective.update_every(&p.name)).collect();
+        let mut groups = every.clone();
+        groups.sort_unstable();
+        groups.dedup();
+        let mut lr = None;
+        for group in &groups {
+            let members: Vec<usize> = (0..n).filter(|&i| every[i] == *group).collect();
+            let (norm, count, go) = match (groups.len(), group) {
+                (1, 1) => (grad_norm, updates.convert(DType::F32), go),
+                (_, &every) => {
+                    let own: Vec<Tensor> = members.iter().map(|&i| grads[i]).collect();
+                    let norm = global_norm(&own).unwrap_or(grad_norm);
+                    let turn = updates.rem(word(every)).eq(word(0));
+                    let count = (updates.convert(DType::F32) * (1.0 / every as f64) + 1e-6).floor();
+                    (norm, count, go.and(turn))
                 }
-                if ema.enabled() {
-                    let average = old[at(slots + 1)];
-                    new[at(slots + 1)] = go.select(ema.update(average, p, rate), average);
-                }
-            });
+            };
+            let scalars = optim.scalars(count, norm);
+            let rate = ema.rate(count);
+            lr.get_or_insert(scalars.lr);
+            let decay = process.objective.target().map(|t| t.decay(count));
+            for i in members {
+                let name = &params[i].name;
+                let moments: Vec<Tensor> = (0..slots).map(|k| old[slot(Role::Moment(k), name)]).collect();
+                g.scope(name, || {
+                    let (p, m) = optim.update(old[i], grads[i], &moments, &scalars);
+                    new[i] = go.select(p, old[i]);
+                    for (k, m) in m.into_iter().enumerate() {
+                        let at = slot(Role::Moment(k), name);
+                        new[at] = go.select(m, old[at]);
+                    }
+                    if let Some(at) = at(Role::Ema, name) {
+                        new[at] = go.select(ema.update(old[at], p, rate), old[at]);
+                    }
+                    if let (Some(at), Some(decay)) = (at(Role::Target, name), decay) {
+                        new[at] = go.select(p + (old[at] - p) * decay, old[at]);
+                    }
+                });
+            }
+        }
+        for (c, &value) in carried.iter().zip(&carry) {
+            let at = slot(Role::Carry, &c.name);
+            new[at] = go.select(value, old[at]);
         }
         let last = old.len();
         let least = scaling.zip(scale_state).map(|(scaling, state)| scaling.is_least(state));
@@ -312,7 +333,7 @@ pub fn train_step(
         }
         new[last - 2] = counts.select(step + word(1), step);
         new[last - 1] = fails().select(step, bad);
-        (new, grad_norm, scalars.lr)
+        (new, grad_norm, lr.unwrap_or(grad_norm))
     });
 
     let mut metrics: Vec<Port> = ["loss", "grad_norm", "lr"].map(scalar_port).into();
@@ -340,6 +361,7 @@ pub fn train_step(
         metrics,
         donate,
         scaling,
+        carried,
     })
 }
 
@@ -373,14 +395,30 @@ fn scalar_port(name: &str) -> Port {
     Port { name: name.into(), ty: Type::f32([]) }
 }
 
-fn state_specs(params: &[ParamSpec], moments: usize, ema: bool, scaling: bool) -> Vec<StateSpec> {
+/// Whether a parameter is of training alone, and so not averaged or saved among the weights.
+pub fn train_only(name: &str) -> bool {
+    name.split('.').next() == Some(TRAIN_ONLY)
+}
+
+fn state_specs(
+    params: &[ParamSpec],
+    moments: usize,
+    ema: bool,
+    targets: &[ParamSpec],
+    carried: &[Carried],
+    scaling: bool,
+) -> Vec<StateSpec> {
     let mut roles = vec![Role::Param];
     roles.extend((0..moments).map(Role::Moment));
     roles.extend(ema.then_some(Role::Ema));
     let mut state = Vec::new();
     for role in roles {
-        state.extend(params.iter().map(|p| StateSpec { name: p.name.clone(), role, ty: p.ty() }));
+        let kept = params.iter().filter(|p| role != Role::Ema || !train_only(&p.name));
+        state.extend(kept.map(|p| StateSpec { name: p.name.clone(), role, ty: p.ty() }));
     }
+    state.extend(targets.iter().map(|p| StateSpec { name: p.name.clone(), role: Role::Target, ty: p.ty() }));
+    let of = |c: &Carried| StateSpec { name: c.name.clone(), role: Role::Carry, ty: c.start.ty().clone() };
+    state.extend(carried.iter().map(of));
     let mut scalar = |name: &str, role: Role, dtype: DType| {
         state.push(StateSpec { name: name.into(), role, ty: Type::scalar(dtype) });
     };
@@ -397,9 +435,10 @@ fn state_specs(params: &[ParamSpec], moments: usize, ema: bool, scaling: bool) -
 /// The name of a state tensor as a parameter of the step.
 fn port_name(s: &StateSpec) -> String {
     match s.role {
-        Role::Param | Role::Step | Role::BadStep => s.name.clone(),
+        Role::Param | Role::Step | Role::BadStep | Role::Carry => s.name.clone(),
         Role::LossScale | Role::GoodSteps | Role::Skipped => s.name.clone(),
         Role::Moment(i) => format!("moment{}/{}", i + 1, s.name),
         Role::Ema => format!("ema/{}", s.name),
+        Role::Target => format!("target/{}", s.name),
     }
 }

@@ -21,3 +21,5 @@ pub const ACCEPT: u32 = 17;
 pub const PROBE: u32 = 18;
 /// Noise between the levels of 8-bit data, of the sample's seed.
 pub const DEQUANTIZE: u32 = 19;
+/// The first of those of objectives with draws of their own; the counter is the step.
+pub const OBJECTIVE: u32 = 32;

@@ -47,10 +47,20 @@ fn training_steps_are_those_of_the_interpreter() {
         (dit(Remat::None), Preset::Sit),
         (dit(Remat::Block), Preset::Edm),
         (dit(Remat::None), Preset::Ddpm),
+        (mlp(), Preset::Ssm),
+        (mlp(), Preset::Edm2),
+        (mlp(), Preset::Iddpm),
+        (mlp(), Preset::Ct),
+        (mlp(), Preset::Ict),
+        (dit(Remat::None), Preset::MeanFlow),
+        (dit(Remat::Block), Preset::MeanFlow),
+        (dit(Remat::None), Preset::Sct),
     ] {
+        let (mut network, process) = (network, preset.process());
+        network.suit(&process);
         let optim = OptimConfig { lr: 1e-3, clip: 1.0, weight_decay: 0.01, ..OptimConfig::default() };
         let options = StepOptions { batch: 6, accumulate: 2, level_bins: 3, scaling: None };
-        let program = train_step(&network, &preset.process(), &optim, &EmaConfig::default(), &options).unwrap();
+        let program = train_step(&network, &process, &optim, &EmaConfig::default(), &options).unwrap();
         let mut dims = network.sample_dims().unwrap();
         dims.insert(0, 6);
         let mut rest = program.constants(5);

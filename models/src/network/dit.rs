@@ -1,7 +1,7 @@
 //! The diffusion transformer (Peebles and Xie, "Scalable diffusion models with transformers", 2023), with the
 //! tensor names and layouts of its published checkpoints.
 
-use super::{DataSpec, Inputs, Remat, agree, wanted};
+use super::{DataSpec, Inputs, Outputs, Remat, agree, wanted};
 use crate::attention::{attention, join_heads, split_heads};
 use crate::layers::{Activation, linear, linear_xavier, mlp, modulate, normalize};
 use crate::params::Block;
@@ -186,17 +186,17 @@ impl DitConfig {
         Ok(vec![s.height, s.width, s.channels])
     }
 
-    pub(super) fn forward<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>) -> Tensor<'g> {
-        match self.tokens(s, call) {
+    pub(super) fn forward<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>, tap: Option<usize>) -> Outputs<'g> {
+        match self.tokens(s, call, tap) {
             Ok(y) => y,
             Err(error) => {
                 s.graph().fail(error.to_string());
-                call.x
+                Outputs { prediction: call.x, variance: None, hidden: None }
             }
         }
     }
 
-    fn tokens<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>) -> Result<Tensor<'g>> {
+    fn tokens<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>, tap: Option<usize>) -> Result<Outputs<'g>> {
         let shape = self.shape()?;
         let Shape { dim, patch, height, width, .. } = shape;
         let positions = s.frozen("pos_embed", embed::grid_positions(height / patch, width / patch, dim));
@@ -212,9 +212,16 @@ impl DitConfig {
 
         let inputs = [("x", h.ty()), ("c", c.ty())];
         let block = Block::build("dit_block", &inputs, |s, x| vec![block(s, x[0], x[1], shape)])?;
+        let mut hidden = None;
         for i in 0..shape.depth {
             let remat = self.remat == Remat::Block;
             h = s.enter(&format!("blocks.{i}"), |s| s.call(&block, &[h, c], remat)[0]);
+            if tap == Some(i) {
+                hidden = Some(h);
+            }
+        }
+        if tap.is_some() && hidden.is_none() {
+            s.graph().fail(format!("there is no block {}; the network has {}", tap.unwrap_or(0), shape.depth));
         }
 
         let y = s.enter("final_layer", |s| {
@@ -223,7 +230,11 @@ impl DitConfig {
             s.enter("linear", |s| linear(s, modulate(normalize(h, EPS), m[0], m[1]), out, Init::Zeros))
         });
         let y = unpatchify(y, height, width, patch);
-        Ok(if self.learn_sigma { y.slice(3, 0, shape.channels) } else { y })
+        let half = |i: usize| y.slice(3, i * shape.channels, (i + 1) * shape.channels);
+        Ok(match self.learn_sigma {
+            true => Outputs { prediction: half(0), variance: Some(half(1)), hidden },
+            false => Outputs { prediction: y, variance: None, hidden },
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! A perceptron on vectors: the score network of two-dimensional examples.
 
-use super::{DataSpec, Inputs, agree, wanted};
+use super::{DataSpec, Inputs, Outputs, agree, wanted};
 use crate::layers::{Activation, linear};
 use crate::{Error, Init, Result, Scope, embed};
 use dnx_ir::Tensor;
@@ -48,6 +48,8 @@ pub struct MlpConfig {
     pub output: OutputScale,
     /// Classes to be conditioned on; from the data if absent.
     pub classes: Option<usize>,
+    /// Whether the last layer also predicts variances (twice the outputs).
+    pub learn_sigma: bool,
     /// Whether a second time joins the input too. The process decides.
     pub second_time: bool,
 }
@@ -63,6 +65,7 @@ impl Default for MlpConfig {
             time_width: 128,
             output: OutputScale::One,
             classes: None,
+            learn_sigma: false,
             second_time: false,
         }
     }
@@ -93,7 +96,7 @@ impl MlpConfig {
         Ok(vec![wanted(self.dims, "dims")?])
     }
 
-    pub(super) fn forward<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>) -> Tensor<'g> {
+    pub(super) fn forward<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>, tap: Option<usize>) -> Outputs<'g> {
         let features = |time: Tensor<'g>| match self.time {
             TimeFeatures::Raw => time.unsqueeze(1),
             TimeFeatures::Sinusoid => embed::sinusoid(time, self.time_width),
@@ -103,17 +106,30 @@ impl MlpConfig {
         if let (Some(label), Some(classes @ 1..)) = (call.label, self.classes) {
             parts.push(s.enter("y_embedder", |s| embed::label(s, label, classes + 1, self.time_width)));
         }
+        let mut hidden = None;
         let mut h = s.graph().concat(&parts, 1);
         for i in 0..self.layers {
             h = s.enter(&format!("layers.{i}"), |s| linear(s, h, self.hidden, Init::kaiming_normal(h.dim(-1))));
             h = self.activation.apply(h);
+            if tap == Some(i) {
+                hidden = Some(h);
+            }
+        }
+        if tap.is_some() && hidden.is_none() {
+            s.graph().fail(format!("there is no hidden layer {}; the network has {}", tap.unwrap_or(0), self.layers));
         }
         // A small last layer makes the first predictions small, whatever the depth.
+        let width = call.x.dim(-1) * if self.learn_sigma { 2 } else { 1 };
         let last = Init::Normal { std: 0.01 * (2.0 / self.hidden as f64).sqrt() };
-        let out = s.enter(&format!("layers.{}", self.layers), |s| linear(s, h, call.x.dim(-1), last));
-        match self.output {
-            OutputScale::One => out,
-            OutputScale::Sigma => out / call.sigma.unsqueeze(1),
-        }
+        let out = s.enter(&format!("layers.{}", self.layers), |s| linear(s, h, width, last));
+        let (mean, variance) = match self.learn_sigma {
+            true => (out.slice(1, 0, width / 2), Some(out.slice(1, width / 2, width))),
+            false => (out, None),
+        };
+        let prediction = match self.output {
+            OutputScale::One => mean,
+            OutputScale::Sigma => mean / call.sigma.unsqueeze(1),
+        };
+        Outputs { prediction, variance, hidden }
     }
 }

@@ -7,6 +7,7 @@ pub use dit::{DitConfig, DitSize};
 pub use mlp::{MlpConfig, OutputScale, TimeFeatures};
 
 use crate::params::{ParamSpec, Params, Scope};
+use crate::process::{Process, Variance};
 use crate::{Error, Result};
 use dnx_ir::{DType, Graph, Tensor, Type};
 use serde::{Deserialize, Serialize};
@@ -102,6 +103,31 @@ impl Network {
     /// the path's noise scale `sigma` `[B]` (used only by networks that divide by it), and, if it has classes,
     /// `label` `i32[B]`. The result has the dims of `x`: of a network with learned variances the first half.
     pub fn forward<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>) -> Tensor<'g> {
+        self.evaluate(s, call, None).prediction
+    }
+
+    /// Whether the network predicts variances too.
+    pub fn learns_variance(&self) -> bool {
+        match self {
+            Network::Mlp(c) => c.learn_sigma,
+            Network::Dit(c) => c.learn_sigma,
+        }
+    }
+
+    /// Makes it what a process asks for: a second time, and variances where they are learned.
+    pub fn suit(&mut self, process: &Process) {
+        self.set_second_time(process.objective.second_time());
+        if process.variance != Variance::Fixed {
+            match self {
+                Network::Mlp(c) => c.learn_sigma = true,
+                Network::Dit(c) => c.learn_sigma = true,
+            }
+        }
+    }
+
+    /// As [`Network::forward`], all that the network gives: with `tap` also the hidden state after that block (of a
+    /// perceptron: that layer).
+    pub fn evaluate<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>, tap: Option<usize>) -> Outputs<'g> {
         let dims = call.x.dims();
         match self.sample_dims() {
             Ok(own) if own == dims[1..] => {}
@@ -115,8 +141,8 @@ impl Network {
             s.graph().fail("the network takes a second time and was given none");
         }
         match self {
-            Network::Mlp(c) => c.forward(s, call),
-            Network::Dit(c) => c.forward(s, call),
+            Network::Mlp(c) => c.forward(s, call, tap),
+            Network::Dit(c) => c.forward(s, call, tap),
         }
     }
 
@@ -129,6 +155,17 @@ impl Network {
         g.finish(&[y])?;
         Ok(params.specs())
     }
+}
+
+/// What a network gives.
+#[derive(Clone, Copy)]
+pub struct Outputs<'g> {
+    /// The prediction, like `x`.
+    pub prediction: Tensor<'g>,
+    /// Of networks with learned variances: the second half of the output, like `x`.
+    pub variance: Option<Tensor<'g>>,
+    /// The hidden state that was asked for: `[B, T, D]`, of a perceptron `[B, D]`.
+    pub hidden: Option<Tensor<'g>>,
 }
 
 /// What a network is applied to.

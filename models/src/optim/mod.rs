@@ -21,6 +21,9 @@ pub enum Rule {
     AdamW,
     /// Adam (Kingma and Ba, 2015); weight decay is added to the gradient.
     Adam,
+    /// Rectified Adam (Liu et al., 2020): plain momentum until the second moment is known well enough, then Adam with a
+    /// smaller step that grows; weight decay is added to the gradient.
+    RAdam,
     /// Gradient descent with momentum; weight decay is added to the gradient.
     Sgd,
 }
@@ -71,6 +74,8 @@ pub struct Scalars<'g> {
     pub grad_scale: Tensor<'g>,
     /// `1 / (1 - beta_i^t)`: bias corrections of Adam's moments.
     pub corrections: [Tensor<'g>; 2],
+    /// Of rectified Adam: the step's factor, 0 as long as the second moment is not used.
+    pub rectification: Tensor<'g>,
 }
 
 impl OptimConfig {
@@ -94,7 +99,7 @@ impl OptimConfig {
     /// How many moments are kept per parameter.
     pub fn moments(&self) -> usize {
         match self.kind {
-            Rule::AdamW | Rule::Adam => 2,
+            Rule::AdamW | Rule::Adam | Rule::RAdam => 2,
             Rule::Sgd => (self.momentum > 0.0) as usize,
         }
     }
@@ -114,7 +119,11 @@ impl OptimConfig {
                 (h + 1.0) / (h * 2.0)
             }
         });
-        Scalars { lr: self.schedule.factor(step) * self.lr, grad_scale, corrections }
+        let rectification = match self.kind {
+            Rule::RAdam => rectification(step + 1.0, corrections[1], self.betas[1]),
+            Rule::AdamW | Rule::Adam | Rule::Sgd => one,
+        };
+        Scalars { lr: self.schedule.factor(step) * self.lr, grad_scale, corrections, rectification }
     }
 
     /// A parameter and its moments after one step, given its gradient.
@@ -139,6 +148,15 @@ impl OptimConfig {
                 let kept = if self.weight_decay > 0.0 && decoupled { p - p * (s.lr * self.weight_decay) } else { p };
                 (kept - step * s.lr, vec![m, v])
             }
+            Rule::RAdam => {
+                let [b1, b2] = self.betas;
+                let m = moments[0] * b1 + g * (1.0 - b1);
+                let v = moments[1] * b2 + g * g * (1.0 - b2);
+                let mean = m * s.corrections[0];
+                let adaptive = mean * s.rectification / ((v * s.corrections[1]).sqrt() + self.eps);
+                let known = s.rectification.gt(s.rectification.scalar_like(0.0));
+                (p - known.select(adaptive, mean) * s.lr, vec![m, v])
+            }
             Rule::Sgd => match moments {
                 [] => (p - g * s.lr, vec![]),
                 [m, ..] => {
@@ -150,7 +168,60 @@ impl OptimConfig {
     }
 }
 
+/// The factor of rectified Adam's step number `t` (from 1): `sqrt((rho - 4) (rho - 2) rho_inf / ((rho_inf - 4)
+/// (rho_inf - 2) rho))` where `rho = rho_inf - 2 t beta^t / (1 - beta^t)` exceeds 5, else 0. `correction` is
+/// `1 / (1 - beta^t)`.
+fn rectification<'g>(t: Tensor<'g>, correction: Tensor<'g>, beta: f64) -> Tensor<'g> {
+    let most = 2.0 / (1.0 - beta) - 1.0;
+    let rho = most - t * (correction - 1.0) * 2.0;
+    let inside = (rho - 4.0) * (rho - 2.0) / rho * (most / ((most - 4.0) * (most - 2.0)));
+    let zero = t.scalar_like(0.0);
+    rho.gt(t.scalar_like(5.0)).select(inside.maximum(zero).sqrt(), zero)
+}
+
 /// The norm of all these tensors as one vector.
 pub fn global_norm<'g>(tensors: &[Tensor<'g>]) -> Option<Tensor<'g>> {
     tensors.iter().map(|t| t.square().sum_all()).reduce(|a, b| a + b).map(Tensor::sqrt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dnx_ir::interp::{Precision, eval};
+    use dnx_ir::{Array, Graph, Type};
+
+    #[test]
+    fn rectified_adam_is_its_recurrence() {
+        let optim = OptimConfig { kind: Rule::RAdam, lr: 0.1, betas: [0.9, 0.99], ..OptimConfig::default() };
+        let g = Graph::new("update");
+        let [p, grad, m, v, step] = ["p", "g", "m", "v", "step"].map(|n| g.param(n, Type::f32([])));
+        let scalars = optim.scalars(step, grad);
+        let (new, moments) = optim.update(p, grad, &[m, v], &scalars);
+        let f = g.finish(&[new, moments[0], moments[1]]).unwrap();
+        let mut state = [0.5f32, 0.0, 0.0];
+        let (mut p, mut m, mut v) = (0.5f64, 0.0, 0.0);
+        let mut rectified = 0;
+        for t in 1..=40 {
+            let grad = (t as f64 * 0.7).sin() + 0.3;
+            let arg = |x: f32| Array::f32([], &[x]);
+            let args = [arg(state[0]), arg(grad as f32), arg(state[1]), arg(state[2]), arg((t - 1) as f32)];
+            let out = eval(&f, &args, Precision::F32).unwrap();
+            state = [0, 1, 2].map(|i| out[i].to_f32_vec()[0]);
+            m = 0.9 * m + 0.1 * grad;
+            v = 0.99 * v + 0.01 * grad * grad;
+            let (b1, b2) = (1.0 - 0.9f64.powi(t), 1.0 - 0.99f64.powi(t));
+            let most = 2.0 / 0.01 - 1.0;
+            let rho = most - 2.0 * t as f64 * 0.99f64.powi(t) / b2;
+            p -= 0.1
+                * if rho > 5.0 {
+                    rectified += 1;
+                    let r = ((rho - 4.0) * (rho - 2.0) * most / ((most - 4.0) * (most - 2.0) * rho)).sqrt();
+                    r * m / b1 / ((v / b2).sqrt() + 1e-8)
+                } else {
+                    m / b1
+                };
+            assert!((state[0] as f64 - p).abs() < 1e-4, "step {t}: {} and {p}", state[0]);
+        }
+        assert!((30..40).contains(&rectified), "{rectified} steps are rectified");
+    }
 }

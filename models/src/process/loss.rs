@@ -1,10 +1,9 @@
 //! The training loss of a process, in the graph: times and noise are drawn there too.
 
-use super::{Process, Times};
-use crate::embed::drop_labels;
-use crate::network::{Inputs, Network};
+use super::{Model, Process, Scene, TRAIN_ONLY, Times};
+use crate::network::Network;
 use crate::{Scope, streams};
-use dnx_ir::{DType, Graph, Tensor, random};
+use dnx_ir::{Array, DType, Graph, Tensor, random};
 
 /// What one loss evaluation is random in.
 #[derive(Clone, Copy)]
@@ -34,16 +33,18 @@ impl Process {
     pub fn draw<'g>(&self, g: &'g Graph, seed: Tensor<'g>, counter: Tensor<'g>, x0: Tensor<'g>) -> Draws<'g> {
         let stream = |n: u32| random::fold_in(g, random::fold_in_const(g, seed, n), counter);
         let batch = x0.dim(0);
+        let shift = self.time_shift.factor(x0.dims()[1..].iter().product());
         let drop = (self.label_dropout > 0.0)
             .then(|| random::bernoulli(g, stream(streams::LABEL), &[batch], self.label_dropout));
         Draws {
-            times: self.time_law.draw(g, stream(streams::TIME), batch, self.path.domain(), self.time_shift),
+            times: self.time_law.draw(g, stream(streams::TIME), batch, &self.path, shift),
             noise: random::normal(g, stream(streams::NOISE), &x0.dims()),
             drop,
         }
     }
 
-    /// The loss of a network on data `x0` `[B, ..dims]` with labels `i32[B]` if it is conditional.
+    /// The loss of a network on data `x0` `[B, ..dims]` with labels `i32[B]` if it is conditional, for objectives
+    /// that need no more draws than these, no teacher and no state.
     pub fn loss<'g>(
         &self,
         network: &Network,
@@ -52,22 +53,22 @@ impl Process {
         label: Option<Tensor<'g>>,
         draws: &Draws<'g>,
     ) -> Loss<'g> {
-        let level = self.path.levels(draws.times);
-        let rank = x0.rank();
-        let wide = |t: Tensor<'g>| t.expand_right(rank);
-        let x = wide(level.alpha) * x0 + wide(level.sigma) * draws.noise;
-        let c = self.coefficients(&level);
-        let label = label.filter(|_| network.classes() > 0).map(|label| match draws.drop {
-            Some(drop) => drop_labels(label, drop, network.classes()),
-            None => label,
-        });
-        let inputs =
-            Inputs { x: x * wide(c.c_in), time: self.time_input(&level), sigma: level.sigma, label, second: None };
-        let output = network.forward(s, inputs);
-        let target = wide(c.p) * x0 + wide(c.q) * draws.noise;
-        let error = (output - target).square().mean_per_sample();
-        let per_sample = error * self.weighting.factor(&level, &c, self.sigma_data);
-        Loss { per_sample, mean: per_sample.mean_all(), position: self.position(&level) }
+        let g = s.graph();
+        s.enter(TRAIN_ONLY, |own| {
+            let scene = Scene {
+                model: Model { process: self, network, scope: s },
+                target: None,
+                teacher: None,
+                own,
+                x0,
+                label,
+                draws: *draws,
+                seed: (g.constant(Array::u32([2], &[0, 0])), g.scalar(DType::U32, 0.0)),
+                step: g.scalar(DType::F32, 0.0),
+                carry: vec![],
+            };
+            scene.loss().0
+        })
     }
 }
 

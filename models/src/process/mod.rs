@@ -4,96 +4,31 @@
 //! A [`ProcessConfig`] is `[process]` of a configuration: a preset and what departs from it. A [`Process`] is a
 //! checked combination.
 
+mod config;
 mod loss;
+mod objective;
 mod path;
 mod prediction;
+mod preset;
 mod real;
 mod time;
 mod weighting;
 
+pub use config::{PathKind, ProcessConfig, TimeInput};
 pub use loss::{Draws, Loss};
+pub use objective::{
+    Alignment, Carried, Consistency, Distillation, Growth, LevelLaw, MeanFlow, Metric, Model, Objective, Resampling,
+    Scene, Scm, Source, TRAIN_ONLY, Target, Teacher, Variance, consistency_levels,
+};
 pub use path::{Betas, Chain, Level, Path};
-pub use prediction::{Coefficients, Preconditioning, Prediction};
+pub use prediction::{Coefficients, Preconditioning, Prediction, epsilon_of, score_of, v_of, velocity_of, x0_of};
+pub use preset::Preset;
 pub use real::Real;
-pub use time::{Time, TimeDomain, TimeLaw, Times, shifted};
+use time::normal_between;
+pub use time::{Shift, ShiftRule, Time, TimeDomain, TimeLaw, Times, shifted};
 pub use weighting::Weighting;
 
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
-
-/// Named processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Preset {
-    /// Linear flow: velocity of the straight path, uniform times.
-    Sit,
-    /// EDM: preconditioned denoiser, log-normal noise levels.
-    Edm,
-    /// DDPM: noise of a discrete chain of 1000 steps.
-    Ddpm,
-    /// Denoising score matching over ten geometric noise levels, weighted by sigma squared.
-    Dsm,
-}
-
-/// Which path, in a configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum PathKind {
-    Linear,
-    Cosine,
-    Vp,
-    Ve,
-    Discrete,
-}
-
-/// What the network's time embedding is fed with (times [`Process::time_scale`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TimeInput {
-    /// The path's own time.
-    Time,
-    /// One minus it: 1 is data, as in SiT's published weights.
-    DataTime,
-    /// `ln(sigma / alpha)`; with `time_scale` 0.25 EDM's noise input.
-    LogSigma,
-}
-
-/// `[process]`: a preset and overrides. Fields that are absent are the preset's.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ProcessConfig {
-    /// Where defaults come from; `sit` if absent.
-    pub preset: Option<Preset>,
-    /// Mixture of data and noise.
-    pub path: Option<PathKind>,
-    /// `beta` at both ends of the `vp` path.
-    pub beta: Option<[f64; 2]>,
-    /// Schedule of the `discrete` path.
-    pub schedule: Option<Betas>,
-    /// Steps of the `discrete` path.
-    pub steps: Option<usize>,
-    /// What the network is asked for.
-    pub prediction: Option<Prediction>,
-    /// Scaling of the network's input and output.
-    pub preconditioning: Option<Preconditioning>,
-    /// Standard deviation of the data, for preconditioning and EDM's weighting.
-    pub sigma_data: Option<f64>,
-    /// Weighting over noise levels.
-    pub weighting: Option<Weighting>,
-    /// How training draws times.
-    pub time_law: Option<TimeLaw>,
-    /// `s` of the shift `s t / (1 + (s - 1) t)` of training times on unit paths.
-    pub time_shift: Option<f64>,
-    /// What the network's time embedding is fed with.
-    pub time_input: Option<TimeInput>,
-    /// A factor on that.
-    pub time_scale: Option<f64>,
-    /// Least and greatest time that samplers use, in the path's unit.
-    pub time_range: Option<[f64; 2]>,
-    /// Probability that training replaces a label by the null label, for classifier-free guidance.
-    pub label_dropout: Option<f64>,
-}
 
 /// A checked process.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,7 +46,7 @@ pub struct Process {
     /// How training draws times.
     pub time_law: TimeLaw,
     /// Shift of training times on unit paths.
-    pub time_shift: f64,
+    pub time_shift: Shift,
     /// What the network's time embedding is fed with.
     pub time_input: TimeInput,
     /// A factor on that.
@@ -120,166 +55,49 @@ pub struct Process {
     pub time_range: [f64; 2],
     /// Probability that training replaces a label by the null label.
     pub label_dropout: f64,
+    /// Features from which the log-variance of the loss is learned; 0: it is not.
+    pub log_variance: usize,
+    /// How steps of a chain are redrawn.
+    pub resampling: Resampling,
+    /// Variances of a chain's steps.
+    pub variance: Variance,
+    /// What training minimises.
+    pub objective: Objective,
+    /// Alignment of hidden states, beside the regression.
+    pub alignment: Alignment,
 }
-
-impl Preset {
-    /// The process it names.
-    pub fn process(self) -> Process {
-        ProcessConfig { preset: Some(self), ..ProcessConfig::default() }.resolve().expect("presets are meaningful")
-    }
-
-    fn path(self) -> PathKind {
-        match self {
-            Preset::Sit => PathKind::Linear,
-            Preset::Edm | Preset::Dsm => PathKind::Ve,
-            Preset::Ddpm => PathKind::Discrete,
-        }
-    }
-}
-
-impl ProcessConfig {
-    /// The process it describes.
-    ///
-    /// # Errors
-    /// Names the key that is out of range or does not fit the others.
-    pub fn resolve(&self) -> Result<Process> {
-        let preset = self.preset.unwrap_or(Preset::Sit);
-        let kind = self.path.unwrap_or(preset.path());
-        let path = self.build_path(kind)?;
-        let domain = path.domain();
-        let (edm, dsm) = (preset == Preset::Edm, preset == Preset::Dsm);
-        let preconditioning =
-            self.preconditioning.unwrap_or(if edm { Preconditioning::Edm } else { Preconditioning::None });
-        let prediction = self.prediction.unwrap_or(match preset {
-            _ if preconditioning == Preconditioning::Edm => Prediction::X0,
-            Preset::Sit => Prediction::Velocity,
-            Preset::Edm => Prediction::X0,
-            Preset::Ddpm => Prediction::Epsilon,
-            Preset::Dsm => Prediction::Score,
-        });
-        let singular = matches!(prediction, Prediction::Epsilon | Prediction::Score | Prediction::ScaledScore);
-        // Overriding the path also takes its default law, range and input: the preset's are of another unit.
-        let time_law = self.time_law.unwrap_or(match domain {
-            TimeDomain::Unit if singular => TimeLaw::Uniform { min: 1e-3, max: 0.999 },
-            TimeDomain::Unit => TimeLaw::Uniform { min: 0.0, max: 1.0 },
-            TimeDomain::Sigma if dsm => TimeLaw::Levels { min: 0.01, max: 1.0, count: 10 },
-            TimeDomain::Sigma => TimeLaw::LogNormal { mean: -1.2, std: 1.2 },
-            TimeDomain::Step { .. } => TimeLaw::Steps,
-        });
-        let time_range = self.time_range.unwrap_or(match domain {
-            TimeDomain::Unit if singular => [1e-3, 0.999],
-            TimeDomain::Unit => [0.0, 1.0],
-            TimeDomain::Sigma if dsm => [0.01, 1.0],
-            TimeDomain::Sigma => [0.002, 80.0],
-            TimeDomain::Step { count } => [0.0, (count - 1) as f64],
-        });
-        let log_sigma = domain == TimeDomain::Sigma;
-        let time_input = self.time_input.unwrap_or(if log_sigma { TimeInput::LogSigma } else { TimeInput::Time });
-        let process = Process {
-            prediction,
-            preconditioning,
-            sigma_data: self.sigma_data.unwrap_or(0.5),
-            weighting: self.weighting.unwrap_or(match preset {
-                Preset::Sit | Preset::Ddpm => Weighting::Uniform,
-                Preset::Edm => Weighting::Edm,
-                Preset::Dsm => Weighting::Noise,
-            }),
-            time_law,
-            time_shift: self.time_shift.unwrap_or(1.0),
-            time_input,
-            time_scale: self.time_scale.unwrap_or(if time_input == TimeInput::LogSigma { 0.25 } else { 1.0 }),
-            time_range,
-            label_dropout: self.label_dropout.unwrap_or(0.1),
-            path,
-        };
-        process.check()?;
-        self.check_unused(kind)?;
-        Ok(process)
-    }
-
-    /// The same with every default written out; it resolves to the same process.
-    pub fn resolved(&self) -> Result<ProcessConfig> {
-        let p = self.resolve()?;
-        let preset = self.preset.unwrap_or(Preset::Sit);
-        let kind = self.path.unwrap_or(preset.path());
-        Ok(ProcessConfig {
-            preset: Some(preset),
-            path: Some(kind),
-            beta: (kind == PathKind::Vp).then_some(self.beta.unwrap_or(DEFAULT_BETA)),
-            schedule: (kind == PathKind::Discrete).then_some(self.schedule.unwrap_or(Betas::Linear)),
-            steps: (kind == PathKind::Discrete).then_some(self.steps.unwrap_or(1000)),
-            prediction: Some(p.prediction),
-            preconditioning: Some(p.preconditioning),
-            sigma_data: Some(p.sigma_data),
-            weighting: Some(p.weighting),
-            time_law: Some(p.time_law),
-            time_shift: Some(p.time_shift),
-            time_input: Some(p.time_input),
-            time_scale: Some(p.time_scale),
-            time_range: Some(p.time_range),
-            label_dropout: Some(p.label_dropout),
-        })
-    }
-
-    fn build_path(&self, kind: PathKind) -> Result<Path> {
-        Ok(match kind {
-            PathKind::Linear => Path::Linear,
-            PathKind::Cosine => Path::Cosine,
-            PathKind::Ve => Path::Ve,
-            PathKind::Vp => {
-                let [beta_min, beta_max] = self.beta.unwrap_or(DEFAULT_BETA);
-                if !(0.0 < beta_min && beta_min <= beta_max && beta_max.is_finite()) {
-                    let message = format!("is [{beta_min}, {beta_max}]; it wants 0 < first <= second");
-                    return Err(Error::config("process.beta", message));
-                }
-                Path::Vp { beta_min, beta_max }
-            }
-            PathKind::Discrete => {
-                let betas = self.schedule.unwrap_or(Betas::Linear).betas(self.steps.unwrap_or(1000));
-                Path::Discrete(Chain::new(&betas)?)
-            }
-        })
-    }
-
-    /// A key that the path does not read is a mistake, not a wish to be ignored.
-    fn check_unused(&self, kind: PathKind) -> Result<()> {
-        let unread =
-            |key: &str, path: &str| Err(Error::config(format!("process.{key}"), format!("is read only {path}")));
-        if self.beta.is_some() && kind != PathKind::Vp {
-            return unread("beta", "with path = \"vp\"");
-        }
-        if self.schedule.is_some() && kind != PathKind::Discrete {
-            return unread("schedule", "with path = \"discrete\"");
-        }
-        if self.steps.is_some() && kind != PathKind::Discrete {
-            return unread("steps", "with path = \"discrete\"");
-        }
-        let unit = matches!(kind, PathKind::Linear | PathKind::Cosine | PathKind::Vp);
-        if self.time_shift.is_some_and(|s| s != 1.0) && !unit {
-            return unread("time_shift", "on paths whose time is in [0, 1]");
-        }
-        Ok(())
-    }
-}
-
-/// `beta` at both ends of the usual variance-preserving path.
-const DEFAULT_BETA: [f64; 2] = [0.1, 20.0];
 
 impl Process {
     fn check(&self) -> Result<()> {
         let bad = |key: &str, message: String| Err(Error::config(format!("process.{key}"), message));
         self.time_law.check(&self.path)?;
-        if self.prediction == Prediction::Velocity && matches!(self.path, Path::Discrete(_)) {
+        let chain = matches!(self.path, Path::Discrete(_));
+        if self.prediction == Prediction::Velocity && chain {
             return bad("prediction", "velocity is the derivative along a continuous path; a chain has none".into());
         }
-        if self.preconditioning == Preconditioning::Edm && self.prediction != Prediction::X0 {
-            return bad("prediction", format!("edm preconditioning predicts x0, not {:?}", self.prediction));
+        let (pre, path) = (self.preconditioning, self.path.name());
+        if matches!(pre, Preconditioning::Edm | Preconditioning::Consistency) && self.prediction != Prediction::X0 {
+            return bad("prediction", format!("{pre:?} preconditioning predicts x0, not {:?}", self.prediction));
+        }
+        if pre == Preconditioning::Trig && self.prediction != Prediction::Velocity {
+            return bad("prediction", format!("trig preconditioning predicts the velocity, not {:?}", self.prediction));
+        }
+        if pre == Preconditioning::Trig && !matches!(self.path, Path::Trig { .. }) {
+            return bad("preconditioning", format!("trig is stated on path trig, not {path}"));
+        }
+        if pre == Preconditioning::Consistency && self.path != Path::Ve {
+            return bad("preconditioning", format!("consistency is stated on path ve, not {path}"));
+        }
+        if self.weighting.needs_velocity() && chain {
+            return bad("weighting", "is stated for the velocity of a continuous path; a chain has none".into());
         }
         if !(self.sigma_data > 0.0) {
             return bad("sigma_data", format!("is {}; it must be positive", self.sigma_data));
         }
-        if !(self.time_shift > 0.0) {
-            return bad("time_shift", format!("is {}; it must be positive", self.time_shift));
+        if let Shift::Fixed(s) = self.time_shift
+            && !(s > 0.0)
+        {
+            return bad("time_shift", format!("is {s}; it must be positive"));
         }
         if !(0.0..=1.0).contains(&self.label_dropout) {
             return bad("label_dropout", format!("is {}; it is a probability", self.label_dropout));
@@ -290,11 +108,19 @@ impl Process {
         if self.time_input == TimeInput::DataTime && self.path.domain() != TimeDomain::Unit {
             return bad("time_input", "data_time needs a path whose time is in [0, 1]".into());
         }
-        if let Weighting::MinSnr { gamma } = self.weighting
+        if let Weighting::MinSnr { gamma } | Weighting::P2 { gamma, .. } = self.weighting
             && !(gamma > 0.0)
         {
             return bad("weighting", format!("gamma is {gamma}; it must be positive"));
         }
+        if let Weighting::P2 { k, .. } = self.weighting
+            && !(k > 0.0)
+        {
+            return bad("weighting", format!("k is {k}; it must be positive"));
+        }
+        self.objective.check(self)?;
+        self.check_regression()?;
+        self.check_alignment()?;
         let [low, high] = self.time_range;
         if !(low < high) {
             return bad("time_range", format!("is [{low}, {high}]; it wants first < second"));
@@ -319,7 +145,7 @@ impl Process {
 
     /// What is predicted at a level.
     pub fn coefficients<R: Real>(&self, level: &Level<R>) -> Coefficients<R> {
-        self.prediction.coefficients(self.preconditioning, self.sigma_data, level)
+        self.prediction.coefficients(self.preconditioning, self.sigma_data, self.time_range[0], level)
     }
 
     /// What the network's time embedding is fed with at a level.
@@ -343,7 +169,7 @@ impl Process {
         let [low, high] = self.time_range;
         match self.path.domain() {
             TimeDomain::Sigma => (level.time.ln() - low.ln()) / (high / low).ln(),
-            TimeDomain::Unit | TimeDomain::Step { .. } => (level.time - low) / (high - low),
+            TimeDomain::Unit | TimeDomain::Angle | TimeDomain::Step { .. } => (level.time - low) / (high - low),
         }
     }
 }
@@ -354,8 +180,17 @@ mod tests {
     use approx::assert_relative_eq as close;
 
     fn all() -> Vec<Process> {
-        let mut all: Vec<Process> = [Preset::Sit, Preset::Edm, Preset::Ddpm, Preset::Dsm].map(Preset::process).into();
-        for path in [PathKind::Linear, PathKind::Cosine, PathKind::Vp, PathKind::Ve, PathKind::Discrete] {
+        let mut all: Vec<Process> = Preset::ALL.map(Preset::process).into();
+        for path in [
+            PathKind::Linear,
+            PathKind::Cosine,
+            PathKind::GeneralCosine,
+            PathKind::Vp,
+            PathKind::SubVp,
+            PathKind::Trig,
+            PathKind::Ve,
+            PathKind::Discrete,
+        ] {
             for prediction in [
                 Prediction::X0,
                 Prediction::Epsilon,
@@ -380,7 +215,7 @@ mod tests {
         for p in all() {
             let [low, high] = p.time_range;
             for u in [0.02, 0.5, 0.9] {
-                let t = if p.path.domain() == TimeDomain::Unit {
+                let t = if matches!(p.path.domain(), TimeDomain::Unit | TimeDomain::Angle) {
                     low + u * (high - low)
                 } else {
                     (high * u).floor().max(low)
@@ -431,14 +266,14 @@ mod tests {
             for prediction in
                 [Prediction::X0, Prediction::Epsilon, Prediction::V, Prediction::Velocity, Prediction::Score]
             {
-                let c = prediction.coefficients(Preconditioning::None, 0.5, &level);
+                let c = prediction.coefficients(Preconditioning::None, 0.5, 0.002, &level);
                 let by_output = c.solve(&level)[1].powi(2);
                 close!(w.factor(&level, &c, 0.5) / by_output, on_x0, max_relative = 1e-10);
             }
         }
         // Known closed forms: min(SNR, g) / SNR on the noise, / (SNR + 1) on the angular velocity.
         let min_snr = |prediction: Prediction| {
-            let c = prediction.coefficients(Preconditioning::None, 0.5, &level);
+            let c = prediction.coefficients(Preconditioning::None, 0.5, 0.002, &level);
             Weighting::MinSnr { gamma: 2.0 }.factor(&level, &c, 0.5)
         };
         close!(min_snr(Prediction::Epsilon), snr.min(2.0) / snr, max_relative = 1e-10);
@@ -466,6 +301,22 @@ mod tests {
             ("preset = \"ddpm\"\nsteps = 0", "process.steps"),
             ("path = \"vp\"\nbeta = [0.0, 20.0]", "process.beta"),
             ("preset = \"ddpm\"\ntime_shift = 3.0", "process.time_shift"),
+            ("preset = \"ddpm\"\nweighting = { kind = \"cosmap\" }", "process.weighting"),
+            ("kappa = 2.0", "process.kappa"),
+            ("path = \"ve\"\npreconditioning = \"trig\"", "process.preconditioning"),
+            ("preset = \"edm\"\npreconditioning = \"consistency\"\npath = \"linear\"", "process.preconditioning"),
+            ("preset = \"mean_flow\"\nprediction = \"x0\"", "process.prediction"),
+            ("preset = \"mean_flow\"\npath = \"ve\"", "process.path"),
+            ("preset = \"sct\"\npath = \"linear\"", "process.preconditioning"),
+            ("preset = \"ict\"\nlog_variance = 8", "process.log_variance"),
+            (
+                "preset = \"ddpm\"\nobjective = { kind = \"sliced_score\" }\nresampling = { kind = \"loss_second_moment\" }",
+                "process.resampling",
+            ),
+            ("variance = { kind = \"learned_range\", weight = 1.0, bins = 0 }", "process.variance"),
+            ("[objective]\nkind = \"mean_flow\"\nkappa = 1.0", "process.objective.kappa"),
+            ("time_law = { kind = \"mode\", scale = 3.0 }", "process.time_law"),
+            ("time_law = { kind = \"table\", times = [] }", "process.time_law"),
         ] {
             let e = refused(text);
             assert!(e.starts_with(key), "{text}: {e}");
@@ -475,7 +326,7 @@ mod tests {
 
     #[test]
     fn resolved_configurations_reproduce() {
-        for preset in [Preset::Sit, Preset::Edm, Preset::Ddpm, Preset::Dsm] {
+        for preset in Preset::ALL {
             let config = ProcessConfig { preset: Some(preset), ..Default::default() };
             let text = toml::to_string(&config.resolved().unwrap()).unwrap();
             let back: ProcessConfig = toml::from_str(&text).unwrap();

@@ -22,6 +22,27 @@ pub enum Path {
         /// At `t = 1`.
         beta_max: f64,
     },
+    /// The drift of `vp` with less noise: `sigma = 1 - alpha^2` (Song et al., 2021, sub-VP).
+    SubVp {
+        /// At `t = 0`.
+        beta_min: f64,
+        /// At `t = 1`.
+        beta_max: f64,
+    },
+    /// A cosine path between two angles and with its log-SNR shifted by `2 ln kappa`: `sigma / alpha = tan(angle) /
+    /// kappa`, `alpha^2 + sigma^2 = 1`, the angle going from the first to the second.
+    GeneralCosine {
+        /// Angles at `t = 0` and `t = 1`, within `[0, pi / 2]`.
+        angles: [f64; 2],
+        /// Greater than 1: less noise.
+        kappa: f64,
+    },
+    /// `alpha = cos t`, `sigma = sigma_data sin t`, `t` in `[0, pi / 2]` (Lu and Song, "Simplifying continuous-time
+    /// consistency models", 2024).
+    Trig {
+        /// Standard deviation of the data, which the noise has too.
+        sigma_data: f64,
+    },
     /// `alpha = 1`, `sigma = t`: variance exploding, in EDM's parametrisation.
     Ve,
     /// A chain of steps with `alpha = sqrt(alpha_bar)`, `sigma = sqrt(1 - alpha_bar)`.
@@ -131,6 +152,9 @@ impl Path {
             Path::Linear => "linear",
             Path::Cosine => "cosine",
             Path::Vp { .. } => "vp",
+            Path::SubVp { .. } => "sub_vp",
+            Path::GeneralCosine { .. } => "general_cosine",
+            Path::Trig { .. } => "trig",
             Path::Ve => "ve",
             Path::Discrete(_) => "discrete",
         }
@@ -139,24 +163,43 @@ impl Path {
     /// What its time counts.
     pub fn domain(&self) -> TimeDomain {
         match self {
-            Path::Linear | Path::Cosine | Path::Vp { .. } => TimeDomain::Unit,
+            Path::Linear | Path::Cosine | Path::Vp { .. } | Path::SubVp { .. } | Path::GeneralCosine { .. } => {
+                TimeDomain::Unit
+            }
+            Path::Trig { .. } => TimeDomain::Angle,
             Path::Ve => TimeDomain::Sigma,
             Path::Discrete(chain) => TimeDomain::Step { count: chain.steps() },
         }
     }
 
     /// The formulas, once for host and graph.
-    fn at<R: Real>(&self, t: R) -> Level<R> {
+    pub(super) fn at<R: Real>(&self, t: R) -> Level<R> {
         let (alpha, sigma, rates) = match self {
             Path::Linear => (-t + 1.0, t, Some((t.constant(-1.0), t.constant(1.0)))),
             Path::Cosine => {
                 let (c, s) = ((t * FRAC_PI_2).cos(), (t * FRAC_PI_2).sin());
                 (c, s, Some((-s * FRAC_PI_2, c * FRAC_PI_2)))
             }
+            Path::SubVp { beta_min, beta_max } => {
+                let (integral, beta) = vp_integral(t, *beta_min, *beta_max);
+                let (alpha, sigma) = ((integral * -0.5).exp(), integral.one_minus_exp_neg());
+                (alpha, sigma, Some((beta * alpha * -0.5, beta * alpha * alpha)))
+            }
+            Path::GeneralCosine { angles: [low, high], kappa } => {
+                let angle = t * (high - low) + *low;
+                let (c, s) = (angle.cos() * *kappa, angle.sin());
+                let size2 = c * c + s * s;
+                let (alpha, sigma) = (c / size2.sqrt(), s / size2.sqrt());
+                // The angle of (alpha, sigma) turns with kappa / size^2 of the other's speed.
+                let turn = t.constant(kappa * (high - low)) / size2;
+                (alpha, sigma, Some((-sigma * turn, alpha * turn)))
+            }
+            Path::Trig { sigma_data } => {
+                let (c, s) = (t.cos(), t.sin());
+                (c, s * *sigma_data, Some((-s, c * *sigma_data)))
+            }
             Path::Vp { beta_min, beta_max } => {
-                let slope = beta_max - beta_min;
-                let integral = t * t * (0.5 * slope) + t * *beta_min;
-                let beta = t * slope + *beta_min;
+                let (integral, beta) = vp_integral(t, *beta_min, *beta_max);
                 let (alpha, sigma) = ((integral * -0.5).exp(), integral.one_minus_exp_neg().sqrt());
                 (alpha, sigma, Some((beta * alpha * -0.5, beta * alpha * alpha / sigma * 0.5)))
             }
@@ -201,23 +244,45 @@ impl Path {
     /// # Errors
     /// If the path does not reach that ratio.
     pub fn time_of_ratio(&self, ratio: f64) -> Result<Time> {
-        let value = match self {
-            Path::Linear => ratio / (1.0 + ratio),
+        Time::new(self.domain(), self.ratio_inverse(ratio))
+    }
+
+    /// The level at which `sigma / alpha` is `ratio`, once for host and graph; of a chain the step that comes nearest.
+    pub fn level_of_ratio<R: Real>(&self, ratio: R) -> Level<R> {
+        self.at(self.ratio_inverse(ratio))
+    }
+
+    fn ratio_inverse<R: Real>(&self, ratio: R) -> R {
+        // With c = -2 ln alpha, c = t^2 slope / 2 + t beta_min, in the form that also holds for slope 0.
+        let vp = |c: R, beta_min: f64, beta_max: f64| {
+            c * 2.0 / ((c * (2.0 * (beta_max - beta_min)) + beta_min * beta_min).sqrt() + beta_min)
+        };
+        match self {
+            Path::Linear => ratio / (ratio + 1.0),
             Path::Cosine => ratio.atan() / FRAC_PI_2,
-            Path::Vp { beta_min, beta_max } => {
-                // ln(1 + ratio^2) = t^2 slope / 2 + t beta_min, in the form that also holds for slope 0.
-                let (slope, c) = (beta_max - beta_min, (ratio * ratio).ln_1p());
-                2.0 * c / (beta_min + (beta_min * beta_min + 2.0 * slope * c).sqrt())
+            Path::Vp { beta_min, beta_max } => vp((ratio * ratio).ln_1p(), *beta_min, *beta_max),
+            Path::SubVp { beta_min, beta_max } => {
+                // alpha^2 + ratio alpha - 1 = 0; 1 - alpha^2 is taken as ratio alpha, which keeps small ratios.
+                let alpha = ratio.constant(2.0) / ((ratio * ratio + 4.0).sqrt() + ratio);
+                vp(-(-(ratio * alpha)).ln_1p(), *beta_min, *beta_max)
             }
+            Path::GeneralCosine { angles: [low, high], kappa } => ((ratio * *kappa).atan() - *low) / (high - low),
+            Path::Trig { sigma_data } => (ratio / *sigma_data).atan(),
             Path::Ve => ratio,
             Path::Discrete(chain) => {
-                let distance = |i: &usize| (chain.sigma[*i] / chain.alpha[*i] / ratio).ln().abs();
-                let nearest = (0..chain.steps()).min_by(|a, b| distance(a).total_cmp(&distance(b)));
-                nearest.expect("chains have steps") as f64
+                // Half way between neighbours in the logarithm.
+                let log = |i: usize| (chain.sigma[i] / chain.alpha[i]).ln();
+                let borders: Vec<f64> = (1..chain.steps()).map(|i| 0.5 * (log(i - 1) + log(i))).collect();
+                ratio.ln().rank_in(&borders)
             }
-        };
-        Time::new(self.domain(), value)
+        }
     }
+}
+
+/// The integral of `beta` from 0 to `t`, and `beta(t)`.
+fn vp_integral<R: Real>(t: R, beta_min: f64, beta_max: f64) -> (R, R) {
+    let slope = beta_max - beta_min;
+    (t * t * (0.5 * slope) + t * beta_min, t * slope + beta_min)
 }
 
 #[cfg(test)]
@@ -226,7 +291,45 @@ mod tests {
     use approx::assert_relative_eq as close;
 
     fn sampled() -> Vec<Path> {
-        vec![Path::Linear, Path::Cosine, Path::Vp { beta_min: 0.1, beta_max: 20.0 }, Path::Ve]
+        vec![
+            Path::Linear,
+            Path::Cosine,
+            Path::Vp { beta_min: 0.1, beta_max: 20.0 },
+            Path::SubVp { beta_min: 0.1, beta_max: 20.0 },
+            Path::GeneralCosine { angles: [0.0, FRAC_PI_2], kappa: 1.0 },
+            Path::GeneralCosine { angles: [0.01, 1.5], kappa: 2.5 },
+            Path::Trig { sigma_data: 0.5 },
+            Path::Ve,
+        ]
+    }
+
+    #[test]
+    fn paths_that_are_each_other_agree() {
+        let general = Path::GeneralCosine { angles: [0.0, FRAC_PI_2], kappa: 1.0 };
+        let shifted = Path::GeneralCosine { angles: [0.0, FRAC_PI_2], kappa: 4.0 };
+        for t in [0.1, 0.5, 0.8] {
+            let (cosine, own) = (Path::Cosine.at(t), general.at(t));
+            close!(own.alpha, cosine.alpha, max_relative = 1e-12);
+            close!(own.sigma, cosine.sigma, max_relative = 1e-12);
+            // Log-SNR is shifted by 2 ln kappa.
+            let (a, b) = (shifted.at(t), own);
+            close!((a.alpha / a.sigma).ln() - (b.alpha / b.sigma).ln(), 4f64.ln(), max_relative = 1e-12);
+            close!(a.alpha.hypot(a.sigma), 1.0, max_relative = 1e-12);
+            let (vp, sub) = [false, true].map(|sub| at_beta(sub).at(t)).into();
+            close!(sub.alpha, vp.alpha);
+            close!(sub.sigma, 1.0 - vp.alpha * vp.alpha, max_relative = 1e-12);
+            // g^2 = beta (1 - exp(-2 int beta)), from sigma' = -beta sigma / 2 + g^2 / (2 sigma).
+            let (rates, beta) = (sub.rates.unwrap(), 0.1 + 19.9 * t);
+            let g2 = 2.0 * sub.sigma * (rates.1 + 0.5 * beta * sub.sigma);
+            close!(g2, beta * (1.0 - sub.alpha.powi(4)), max_relative = 1e-9);
+        }
+        // TrigFlow's last time of EDM's range.
+        close!(Path::Trig { sigma_data: 0.5 }.time_of_ratio(80.0).unwrap().value(), 1.56454641, max_relative = 1e-8);
+    }
+
+    fn at_beta(sub: bool) -> Path {
+        let (beta_min, beta_max) = (0.1, 20.0);
+        if sub { Path::SubVp { beta_min, beta_max } } else { Path::Vp { beta_min, beta_max } }
     }
 
     #[test]
@@ -290,7 +393,7 @@ mod tests {
     fn ratios_invert() {
         for path in sampled().into_iter().chain([Path::Vp { beta_min: 2.0, beta_max: 2.0 }]) {
             for t in [0.05, 0.5, 0.95] {
-                let level = path.at(t);
+                let level = path.at::<f64>(t);
                 close!(path.time_of_ratio(level.sigma / level.alpha).unwrap().value(), t, max_relative = 1e-9);
             }
         }
