@@ -4,6 +4,7 @@
 //! * [`config`]: TOML configurations, `--set`, and errors that name the place.
 //! * [`trainer`]: the compiled step, its state, and the loop; [`run`]: the folder it writes.
 //! * [`checkpoint`]: weights and state on the disk, exact resume.
+//! * [`teacher`]: trained networks that others learn from.
 //! * [`sampling`]: samples from trained weights; [`npy`]: as NumPy's files.
 //! * [`log`]: metrics, TensorBoard, curves, pictures, progress.
 //! * [`estimate`]: time per step before it is run.
@@ -20,6 +21,7 @@ pub mod npy;
 pub mod profile;
 pub mod run;
 pub mod sampling;
+pub mod teacher;
 pub mod trainer;
 
 pub use error::{Error, Result};

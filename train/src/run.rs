@@ -49,6 +49,11 @@ impl RunFolder {
         self.path.join("loss.svg")
     }
 
+    /// `levels.svg`.
+    pub fn levels(&self) -> PathBuf {
+        self.path.join("levels.svg")
+    }
+
     /// `checkpoints/`.
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
@@ -139,7 +144,7 @@ impl RunFolder {
             let path = entry.map_err(Error::io("cannot list", &self.path))?.path();
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             let folder = matches!(name.as_str(), "checkpoints" | "samples");
-            let file = matches!(name.as_str(), "config.toml" | "metrics.jsonl" | "loss.svg")
+            let file = matches!(name.as_str(), "config.toml" | "metrics.jsonl" | "loss.svg" | "levels.svg")
                 || name.starts_with("events.out.tfevents.");
             let removed = match (folder, file) {
                 (true, _) => fs::remove_dir_all(&path),

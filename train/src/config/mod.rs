@@ -12,6 +12,7 @@ pub use dnx_codegen::Precision;
 pub use load::Source;
 
 use crate::data::{DataConfig, Dataset};
+pub use crate::teacher::TeacherConfig;
 use crate::{Error, Result};
 use dnx_models::network::Remat;
 use dnx_models::optim::{EmaConfig, OptimConfig};
@@ -32,6 +33,9 @@ pub struct Config {
     /// Path, prediction, weighting, time law.
     #[serde(default)]
     pub process: ProcessConfig,
+    /// A trained network that this one learns from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherConfig>,
     /// What is read and how it is batched.
     pub data: DataConfig,
     /// Optimizer and learning-rate schedule.
@@ -138,11 +142,14 @@ pub struct LogConfig {
     pub tensorboard: bool,
     /// `metrics.jsonl`.
     pub jsonl: bool,
+    /// Ranges of noise level of which the loss is logged (`loss_level_0` and so on, from the least) and charted in
+    /// `levels.svg`; 0: none.
+    pub levels: usize,
 }
 
 impl Default for LogConfig {
     fn default() -> LogConfig {
-        LogConfig { tensorboard: true, jsonl: true }
+        LogConfig { tensorboard: true, jsonl: true, levels: 0 }
     }
 }
 
@@ -170,8 +177,11 @@ impl Config {
         };
         let mut config = Config { model, ..raw };
         config.model.set_remat(config.train.remat);
-        let process = config.process.resolve().map_err(place)?;
+        let mut process = config.process.resolve().map_err(place)?;
+        process.objective.set_steps(config.train.steps);
         config.process = config.process.resolved().map_err(place)?;
+        config.process.objective = Some(process.objective.clone());
+        config.model.suit(&process);
         // A run cut shorter than its warm-up never gets to the schedule's shape, which must end somewhere all the same.
         let end = (config.train.steps as usize).max(config.optim.schedule.warmup + 1);
         config.optim.schedule = config.optim.schedule.resolve(end);
@@ -201,6 +211,9 @@ impl Config {
         positive("train.log_every", self.train.log_every)?;
         positive("data.batch", self.data.batch as u64)?;
         positive("train.accumulate", self.train.accumulate as u64)?;
+        if self.log.levels > 1000 {
+            return Err(source.wrong("log.levels", "is more than 1000"));
+        }
         positive("train.loss_scale_every", self.train.loss_scale_every as u64)?;
         let scale = self.train.loss_scale;
         if !scale.is_power_of_two() || scale as f64 > GREATEST_SCALE {

@@ -55,6 +55,49 @@ fn draw(points: &[(u64, f64)]) -> Result<String> {
     Ok(svg)
 }
 
+/// Draws the loss over ranges of noise level, from the least; ranges without a loss are left out.
+pub fn save_levels(path: &Path, levels: &[Option<f64>]) -> Result<()> {
+    write_atomic(path, draw_levels(levels)?.as_bytes())
+}
+
+fn draw_levels(levels: &[Option<f64>]) -> Result<String> {
+    let bars: Vec<(usize, f64)> = levels.iter().enumerate().filter_map(|(i, l)| Some((i, (*l)?))).collect();
+    let mut svg = String::new();
+    if bars.is_empty() {
+        svg.push_str("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"800\" height=\"450\"/>\n");
+        return Ok(svg);
+    }
+    let (low, high) = bars.iter().fold((0f64, 0f64), |(l, h), b| (l.min(b.1), h.max(b.1)));
+    let high = if high > low { high } else { low + 1.0 };
+    let n = levels.len() as f64;
+    let failed = |e: &dyn std::fmt::Display| Error::Usage(format!("levels.svg: {e}"));
+    {
+        let root = SVGBackend::with_string(&mut svg, (800, 450)).into_drawing_area();
+        root.fill(&WHITE).map_err(|e| failed(&e))?;
+        let mut axes = ChartBuilder::on(&root)
+            .margin(16)
+            .caption("loss by noise level", ("sans-serif", 20))
+            .x_label_area_size(36)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0.0..n, low..high * 1.05)
+            .map_err(|e| failed(&e))?;
+        axes.configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(225, 225, 230))
+            .x_desc("share of the sampled range of noise levels, from the least")
+            .x_label_formatter(&|v| format!("{:.1}", v / n))
+            .draw()
+            .map_err(|e| failed(&e))?;
+        axes.draw_series(bars.iter().map(|&(i, loss)| {
+            let x = i as f64;
+            Rectangle::new([(x + 0.08, 0.0), (x + 0.92, loss)], RGBColor(32, 84, 200).filled())
+        }))
+        .map_err(|e| failed(&e))?;
+        root.present().map_err(|e| failed(&e))?;
+    }
+    Ok(svg)
+}
+
 /// An exponential average over about a twentieth of the points, started from the first loss.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let weight = 1.0 / (points.len() as f64 / 20.0).max(1.0);

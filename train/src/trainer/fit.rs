@@ -27,7 +27,21 @@ struct Logs<'a> {
     jsonl: Option<Jsonl>,
     events: Option<EventWriter>,
     curve: Vec<(u64, f64)>,
+    /// The loss in each range of noise level, averaged over about the last ten records.
+    levels: Vec<Option<f64>>,
     progress: Progress,
+}
+
+impl Logs<'_> {
+    /// Takes the losses by noise level of a record into their averages.
+    fn see_levels(&mut self, of: impl Fn(&str) -> Option<f64>) {
+        for (i, average) in self.levels.iter_mut().enumerate() {
+            if let Some(loss) = of(&super::level_name(i)).filter(|l| l.is_finite()) {
+                let old = average.unwrap_or(loss);
+                *average = Some(old + 0.1 * (loss - old));
+            }
+        }
+    }
 }
 
 impl Trainer {
@@ -55,12 +69,16 @@ impl Trainer {
             jsonl: None,
             events: None,
             curve: vec![],
+            levels: vec![None; log.levels],
             progress: Progress::new(self.resolved.config.train.steps, self.step, quiet),
         };
         if log.jsonl {
             let (jsonl, kept) = Jsonl::open(&run.metrics(), resume)?;
             logs.jsonl = Some(jsonl);
             logs.curve = kept.iter().filter_map(|r| Some((r.step, r.get("loss")?))).collect();
+            for record in &kept {
+                logs.see_levels(|name| record.get(name));
+            }
         }
         if log.tensorboard {
             logs.events = Some(EventWriter::create(run.path(), resume)?);
@@ -103,6 +121,9 @@ impl Trainer {
             if saving {
                 self.save(&logs.run.checkpoints())?;
                 curve::save(&logs.run.loss(), &logs.curve)?;
+                if !logs.levels.is_empty() {
+                    curve::save_levels(&logs.run.levels(), &logs.levels)?;
+                }
             }
             if interrupted && !last {
                 return Err(Error::Interrupted { step: self.step });
@@ -127,6 +148,7 @@ impl Trainer {
         let record = Record::new(self.step, &scalars);
         let loss = scalars.iter().find(|(name, _)| name == "loss").map_or(f64::NAN, |(_, v)| *v);
         logs.curve.push((self.step, loss));
+        logs.see_levels(|name| scalars.iter().find(|(n, _)| n == name).map(|(_, v)| *v));
         if let Some(jsonl) = &mut logs.jsonl {
             jsonl.append(&record)?;
         }

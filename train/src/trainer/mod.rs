@@ -18,8 +18,10 @@ use crate::config::{Config, Resolved};
 use crate::data::{Batch, Dataset};
 use crate::{Error, Result};
 use dnx_ir::{Array, DType, Type};
+use dnx_models::loss::TEACHER;
+use dnx_models::process::Teacher;
 use dnx_models::sample::GuidanceKind;
-use dnx_models::step::{NO_BAD_STEP, Role, StepOptions, TrainProgram, train_step};
+use dnx_models::step::{NO_BAD_STEP, Role, StateSpec, StepOptions, TrainProgram, train_only, train_step_with};
 use dnx_runtime::{Bound, Buffer, Device};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,16 +38,21 @@ pub struct Trainer {
     note: Option<String>,
 }
 
-/// Builds the training step of a configuration.
+/// Builds the training step of a configuration, with the teacher it names.
 pub fn build_step(resolved: &Resolved) -> Result<TrainProgram> {
+    build_with(resolved, crate::teacher::load(resolved)?.as_ref())
+}
+
+fn build_with(resolved: &Resolved, teacher: Option<&Teacher>) -> Result<TrainProgram> {
     let config = &resolved.config;
     let options = StepOptions {
         batch: resolved.batch(),
         accumulate: config.train.accumulate,
-        level_bins: 0,
+        level_bins: config.log.levels,
         scaling: config.train.scaling(),
     };
-    train_step(&config.model, &resolved.process, &config.optim, &config.ema, &options).map_err(|e| resolved.locate(e))
+    train_step_with(&config.model, &resolved.process, teacher, &config.optim, &config.ema, &options)
+        .map_err(|e| resolved.locate(e))
 }
 
 impl Trainer {
@@ -59,7 +66,8 @@ impl Trainer {
         let Fitting { program, exec, resolved, note } = fit_step(resolved, device)?;
         let loaded = device.load(exec)?;
         let seed = resolved.config.train.seed;
-        let mut inputs = program.initial_state(seed);
+        let teacher = crate::teacher::load(&resolved)?;
+        let mut inputs = program.state_from(&crate::teacher::initial(&resolved, &program, teacher.as_ref())?);
         inputs.extend(program.constants(seed));
         inputs.extend(program.batch.iter().map(|port| Array::zeros(port.ty.clone())));
         let bound = loaded.bind(&device.upload_all(&inputs)?)?;
@@ -125,13 +133,22 @@ impl Trainer {
         self.program.batch.iter().map(|port| array(&port.ty)).collect()
     }
 
-    /// The scalars of the last step, brought down: `loss`, `grad_norm`, `lr`, and in `f16` `loss_scale` and `skipped`.
+    /// The scalars of the last step, brought down: `loss`, `grad_norm`, `lr`, in `f16` `loss_scale` and `skipped`, and
+    /// with `log.levels` `loss_level_0` and so on, where the batch had samples there.
     pub fn metrics(&self) -> Result<Vec<(String, f64)>> {
         let mut scalars = vec![];
+        let mut levels: Vec<Vec<f64>> = vec![];
         for (port, i) in self.program.metrics.iter().zip(self.program.metric_results()) {
             if port.ty.dims.is_empty() {
                 scalars.push((port.name.clone(), self.bound.outputs()[i].download()?.get(0).to_f64()));
+            } else {
+                levels.push(self.bound.outputs()[i].download()?.to_f64_vec());
             }
+        }
+        if let [sums, counts] = &levels[..] {
+            let means = sums.iter().zip(counts).map(|(sum, count)| sum / count);
+            let named = means.enumerate().filter(|(i, _)| counts[*i] > 0.0);
+            scalars.extend(named.map(|(i, mean)| (level_name(i), mean)));
         }
         Ok(scalars)
     }
@@ -153,12 +170,12 @@ impl Trainer {
     pub fn weights(&self, averaged: bool) -> Result<Vec<(String, Buffer)>> {
         let role = if averaged && self.resolved.config.ema.enabled() { Role::Ema } else { Role::Param };
         let mut weights = vec![];
-        for spec in &self.program.params {
+        for spec in self.program.params.iter().filter(|s| !train_only(&s.name)) {
             let at = self.state_index(role, &spec.name)?;
             weights.push((spec.name.clone(), self.bound.inputs()[at].clone()));
         }
-        for (spec, i) in self.program.frozen.iter().zip(self.program.frozen_inputs()) {
-            weights.push((spec.name.clone(), self.bound.inputs()[i].clone()));
+        for (i, name, _) in self.frozen() {
+            weights.push((name, self.bound.inputs()[i].clone()));
         }
         Ok(weights)
     }
@@ -167,26 +184,29 @@ impl Trainer {
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         let mut checkpoint = Checkpoint { model: vec![], ema: vec![], optimizer: vec![] };
         for (spec, buffer) in self.program.state.iter().zip(self.bound.inputs()) {
-            let (place, name) = match spec.role {
-                Role::Param => (&mut checkpoint.model, spec.name.clone()),
-                Role::Ema => (&mut checkpoint.ema, spec.name.clone()),
-                Role::Moment(i) => (&mut checkpoint.optimizer, moment_name(i, &spec.name)),
-                Role::Step | Role::LossScale | Role::GoodSteps | Role::Skipped => {
-                    (&mut checkpoint.optimizer, spec.name.clone())
-                }
-                // A saved state is always that before the bad step; continued with other settings it may go well.
-                Role::BadStep => continue,
+            let Some((file, name)) = place_of(spec) else { continue };
+            let place = match file {
+                Place::Model => &mut checkpoint.model,
+                Place::Ema => &mut checkpoint.ema,
+                Place::Optimizer => &mut checkpoint.optimizer,
             };
             place.push((name, buffer.download()?));
         }
-        for (spec, i) in self.program.frozen.iter().zip(self.program.frozen_inputs()) {
+        for (i, name, _) in self.frozen() {
             let table = self.bound.inputs()[i].download()?;
             if !checkpoint.ema.is_empty() {
-                checkpoint.ema.push((spec.name.clone(), table.clone()));
+                checkpoint.ema.push((name.clone(), table.clone()));
             }
-            checkpoint.model.push((spec.name.clone(), table));
+            checkpoint.model.push((name, table));
         }
         Ok(checkpoint)
+    }
+
+    /// The network's own frozen parameters: input, name, type. A teacher's are in its run.
+    fn frozen(&self) -> Vec<(usize, String, Type)> {
+        let all = self.program.frozen_inputs().zip(&self.program.frozen);
+        let own = all.filter(|(_, s)| s.name.split('.').next() != Some(TEACHER));
+        own.map(|(i, s)| (i, s.name.clone(), s.ty())).collect()
     }
 
     /// Writes a checkpoint of the steps done and removes old ones.
@@ -219,23 +239,17 @@ impl Trainer {
             return Err(Error::Checkpoint(message));
         }
         self.fit_scaling(&mut saved.optimizer)?;
-        let role = |wanted: &dyn Fn(Role) -> Option<String>| -> Vec<(usize, String, Type)> {
+        let in_file = |file: Place| -> Vec<(usize, String, Type)> {
             let state = self.program.state.iter().enumerate();
-            state.filter_map(|(i, s)| Some((i, wanted(s.role)? + &s.name, s.ty.clone()))).collect()
+            let placed = state.filter_map(|(i, s)| place_of(s).map(|(file, name)| (file, i, name, s.ty.clone())));
+            placed.filter(|p| p.0 == file).map(|(_, i, name, ty)| (i, name, ty)).collect()
         };
-        let frozen: Vec<(usize, String, Type)> =
-            self.program.frozen_inputs().zip(&self.program.frozen).map(|(i, s)| (i, s.name.clone(), s.ty())).collect();
-        let mut model = role(&|r| (r == Role::Param).then(String::new));
-        let mut ema = role(&|r| (r == Role::Ema).then(String::new));
+        let frozen = self.frozen();
+        let [mut model, mut ema, optimizer] = [Place::Model, Place::Ema, Place::Optimizer].map(in_file);
         if !ema.is_empty() {
             ema.extend(frozen.iter().cloned());
         }
         model.extend(frozen);
-        let optimizer = role(&|r| match r {
-            Role::Moment(i) => Some(moment_name(i, "")),
-            Role::Step | Role::LossScale | Role::GoodSteps | Role::Skipped => Some(String::new()),
-            Role::Param | Role::Ema | Role::BadStep => None,
-        });
         let mut fitted: Vec<(usize, Array)> = vec![];
         for (name, saved, wanted) in
             [("model", saved.model, model), ("ema", saved.ema, ema), ("optimizer", saved.optimizer, optimizer)]
@@ -273,20 +287,57 @@ impl Trainer {
         Ok(self.bound.inputs()[at].write(&Array::u32([], &[NO_BAD_STEP]))?)
     }
 
-    /// Starts from published or earlier weights instead of random ones; averages start from them too.
+    /// Starts from published or earlier weights instead of random ones; averages start from them too. Parameters of
+    /// training alone keep their start.
     pub fn start_from(&mut self, path: &Path, weights: Named) -> Result<()> {
-        let specs = self.program.params.iter().chain(&self.program.frozen);
-        let wanted: Vec<(String, Type)> = specs.map(|s| (s.name.clone(), s.ty())).collect();
+        let frozen = self.frozen();
+        let params = &self.program.params;
+        let own: Vec<usize> = (0..params.len()).filter(|&i| !train_only(&params[i].name)).collect();
+        let mut wanted: Vec<(String, Type)> = own.iter().map(|&i| (params[i].name.clone(), params[i].ty())).collect();
+        wanted.extend(frozen.iter().map(|(_, name, ty)| (name.clone(), ty.clone())));
         let arrays = tensors::fit(path, weights, &wanted)?;
-        let state = self.program.state_from(&arrays[..self.program.params.len()]);
-        for (array, buffer) in state.iter().zip(self.bound.inputs()) {
+        let mut start = dnx_models::init::init(params, self.resolved.config.train.seed);
+        for (&i, array) in own.iter().zip(&arrays) {
+            start[i] = array.clone();
+        }
+        for (array, buffer) in self.program.state_from(&start).iter().zip(self.bound.inputs()) {
             buffer.write(array)?;
         }
-        for (array, i) in arrays[self.program.params.len()..].iter().zip(self.program.frozen_inputs()) {
+        for (array, (i, ..)) in arrays[own.len()..].iter().zip(frozen) {
             self.bound.inputs()[i].write(array)?;
         }
         Ok(())
     }
+}
+
+/// Files of a checkpoint.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Model,
+    Ema,
+    Optimizer,
+}
+
+/// Where a checkpoint keeps a state tensor, and under which name. A saved state is always that before the bad step;
+/// continued with other settings it may go well, so that mark is not kept.
+fn place_of(spec: &StateSpec) -> Option<(Place, String)> {
+    let name = &spec.name;
+    Some(match spec.role {
+        Role::Param if train_only(name) => (Place::Optimizer, format!("param/{name}")),
+        Role::Param => (Place::Model, name.clone()),
+        Role::Ema => (Place::Ema, name.clone()),
+        Role::Moment(i) => (Place::Optimizer, moment_name(i, name)),
+        Role::Target => (Place::Optimizer, format!("target/{name}")),
+        Role::Step | Role::LossScale | Role::GoodSteps | Role::Skipped | Role::Carry => {
+            (Place::Optimizer, name.clone())
+        }
+        Role::BadStep => return None,
+    })
+}
+
+/// The metric of the loss in a range of noise levels.
+pub(super) fn level_name(i: usize) -> String {
+    format!("loss_level_{i}")
 }
 
 fn moment_name(i: usize, name: &str) -> String {
