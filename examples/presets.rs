@@ -1,0 +1,226 @@
+//! Every preset of `[process]`, trained on points in the plane: the energy distance of 4,000 samples to fresh points,
+//! as the table in docs/presets.md.
+//!
+//! `cargo run --release --example presets [-- OUT.md]`
+
+use dnx::models::process::{Objective, Path as NoisePath, Preset, Process, Time};
+use dnx::models::sample::{Denoiser, Generator, Grid, Noise, SampleNoise};
+use dnx::runtime::Device;
+use dnx::train::config::{Config, Source};
+use dnx::train::data::Dataset;
+use dnx::train::data::points::{PointSet, energy_distance};
+use dnx::train::run::{Existing, RunFolder};
+use dnx::train::{FitOptions, Trainer, sampling};
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+const COUNT: usize = 4000;
+const SETS: [(&str, PointSet); 3] = [
+    ("two_moons", PointSet::TwoMoons),
+    ("eight_gaussians", PointSet::EightGaussians),
+    ("checkerboard", PointSet::Checkerboard),
+];
+
+/// How a preset is trained and sampled here.
+struct Plan {
+    preset: Preset,
+    /// Its name in configurations.
+    name: &'static str,
+    /// Steps of training.
+    steps: u64,
+    /// Keys of `[process]` beside the preset.
+    process: &'static str,
+    /// `[sample]`, or nothing where samples are made in one and two evaluations.
+    sample: &'static str,
+    /// The run it learns from.
+    teacher: Option<&'static str>,
+}
+
+const HEUN: &str = "sampler = \"heun\"\nsteps = 32\n";
+const FLOW: &str = "time_scale = 10.0\n";
+const EDM: &str = "sigma_data = 1.0\ntime_scale = 1.0\n";
+
+fn plans() -> Vec<Plan> {
+    let plan = |preset, name, steps, process, sample| Plan { preset, name, steps, process, sample, teacher: None };
+    let taught = |preset, name, steps, process, teacher| Plan {
+        preset,
+        name,
+        steps,
+        process,
+        sample: "",
+        teacher: Some(teacher),
+    };
+    vec![
+        plan(Preset::Sit, "sit", 1500, FLOW, HEUN),
+        plan(Preset::RectifiedFlow, "rectified_flow", 1500, FLOW, HEUN),
+        plan(Preset::Sd3, "sd3", 1500, FLOW, HEUN),
+        plan(Preset::Edm, "edm", 1500, EDM, HEUN),
+        plan(Preset::Edm2, "edm2", 1500, EDM, HEUN),
+        plan(Preset::Ddpm, "ddpm", 1500, "time_scale = 0.1\n", "sampler = \"ddpm\"\nsteps = 250\n"),
+        plan(
+            Preset::Iddpm,
+            "iddpm",
+            1500,
+            "time_scale = 0.1\nvariance = { kind = \"learned_range\", weight = 1e-3, bins = 0 }\n",
+            "sampler = \"ddpm\"\nsteps = 250\n",
+        ),
+        plan(Preset::Vp, "vp", 1500, FLOW, "sampler = \"heun\"\nsteps = 64\ngrid = \"karras\"\n"),
+        plan(Preset::Ve, "ve", 1500, "time_scale = 1.0\n", "sampler = \"heun\"\nsteps = 64\n"),
+        plan(Preset::Subvp, "subvp", 1500, FLOW, "sampler = \"heun\"\nsteps = 64\ngrid = \"karras\"\n"),
+        plan(Preset::Dsm, "dsm", 1500, "time_scale = 1.0\n", "sampler = \"langevin\"\nsteps = 10\n"),
+        plan(Preset::Ssm, "ssm", 1500, "time_scale = 1.0\n", "sampler = \"langevin\"\nsteps = 10\n"),
+        plan(Preset::MeanFlow, "mean_flow", 3000, FLOW, ""),
+        plan(Preset::Ct, "ct", 3000, EDM, ""),
+        plan(Preset::Ict, "ict", 3000, EDM, ""),
+        taught(Preset::Cd, "cd", 3000, EDM, "edm"),
+        plan(
+            Preset::Sct,
+            "sct",
+            3000,
+            "sigma_data = 1.0\ntime_scale = 3.0\nobjective = { kind = \"scm\", warmup = 1000 }\n",
+            "",
+        ),
+        taught(
+            Preset::Scd,
+            "scd",
+            3000,
+            "sigma_data = 1.0\ntime_scale = 3.0\nobjective = { kind = \"scm\", source = \"teacher\", warmup = 1000 }\n",
+            "edm",
+        ),
+        taught(Preset::Dmd2, "dmd2", 3000, EDM, "edm"),
+    ]
+}
+
+fn config(plan: &Plan, set: &str, runs: &Path) -> String {
+    let teacher = match plan.teacher {
+        Some(name) => format!("[teacher]\npath = {:?}\n", runs.join(format!("{set}-{name}")).display().to_string()),
+        None => String::new(),
+    };
+    let lr = if plan.teacher == Some("edm") && plan.preset == Preset::Dmd2 { "2e-4" } else { "1e-3" };
+    let sample = if plan.sample.is_empty() { "sampler = \"euler\"\nsteps = 1\n" } else { plan.sample };
+    format!(
+        "[model]\nkind = \"mlp\"\nhidden = 128\ntime_width = 64\nclasses = 0\n[process]\npreset = \"{}\"\n{}\
+         [data]\nkind = \"{set}\"\nbatch = 256\n[optim]\nkind = \"adam\"\nlr = {lr}\nclip = 5.0\n\
+         schedule = {{ kind = \"cosine\", warmup = 100, end = 0.05 }}\n[ema]\ndecay = 0.998\n\
+         [train]\nsteps = {}\nsample_every = 0\ncheckpoint_every = 0\nlog_every = 500\n\
+         [log]\ntensorboard = false\n[sample]\n{sample}{teacher}",
+        plan.name, plan.process, plan.steps
+    )
+}
+
+/// Trains into a run's folder.
+fn train(plan: &Plan, set: &str, runs: &Path, device: &Device) -> Result<Trainer, Box<dyn Error>> {
+    let source = Source::new(plan.name, &config(plan, set, runs), &[])?;
+    let raw: Config = source.parse()?;
+    let data = Arc::new(Dataset::open(&raw.data, raw.train.seed)?);
+    let mut trainer = Trainer::new(Config::resolve(source, Some(&data))?, device, data)?;
+    let run = RunFolder::at(runs.join(format!("{set}-{}", plan.name)));
+    let stop = AtomicBool::new(false);
+    trainer.fit(&run, FitOptions { existing: &Existing::Replace, stop: &stop, quiet: true })?;
+    Ok(trainer)
+}
+
+/// Samples as the configuration says, or in `evaluations` of the network.
+fn draw(trainer: &Trainer, device: &Device, evaluations: Option<usize>) -> Result<Vec<[f32; 2]>, Box<dyn Error>> {
+    let resolved = trainer.resolved();
+    let mut generator = sampling::generator(resolved, device, &trainer.weights(true)?, COUNT)?;
+    let seeds: Vec<u64> = (0..COUNT as u64).collect();
+    let flat = match evaluations {
+        None => sampling::sample(&mut generator, &resolved.config.sample, &seeds, None, None)?.to_f64_vec(),
+        Some(n) => few(&mut generator, &resolved.process, &seeds, n)?,
+    };
+    Ok(flat.chunks_exact(2).map(|p| [p[0] as f32, p[1] as f32]).collect())
+}
+
+/// One or two evaluations: jumps of mean velocities, or estimates of the data that are made noisy again.
+fn few(generator: &mut Generator, process: &Process, seeds: &[u64], n: usize) -> Result<Vec<f64>, Box<dyn Error>> {
+    let mut noise = SampleNoise::new(seeds, 2);
+    let domain = process.path.domain();
+    let high = process.time_range[1];
+    // Where the second evaluation is: usual places of each family.
+    let middle = match process.path {
+        NoisePath::Ve => 0.8,
+        NoisePath::Trig { .. } => 1.1,
+        _ => 0.5,
+    };
+    let level = |t: f64| process.level(Time::new(domain, t)?);
+    let mut levels = vec![level(if matches!(process.path, NoisePath::Trig { .. }) { 1.565 } else { high })?];
+    if n == 2 {
+        levels.push(level(middle)?);
+    }
+    levels.push(process.path.clean());
+    let grid = Grid { levels };
+    let labels = vec![0; seeds.len()];
+    let mut denoiser = Denoiser::of(process, &[seeds.len(), 2], generator.conditioned(&labels, 0));
+    let std = dnx::models::sample::marginal_std(process, &grid.levels[0]);
+    let mut x: Vec<f64> = noise.draw().iter().map(|z| std * z).collect();
+    let jumps = matches!(process.objective, Objective::MeanFlow(_));
+    for pair in grid.levels.windows(2) {
+        let estimate = denoiser.estimate_jump(&x, &pair[0], &pair[1])?;
+        if jumps {
+            let (a, s) = pair[0].rates.ok_or("a continuous path")?;
+            let h = pair[1].time - pair[0].time;
+            for i in 0..x.len() {
+                x[i] += h * (a * estimate.x0[i] + s * estimate.noise[i]);
+            }
+        } else {
+            let z = noise.draw();
+            for i in 0..x.len() {
+                x[i] = pair[1].alpha * estimate.x0[i] + pair[1].sigma * z[i];
+            }
+        }
+    }
+    Ok(x)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let out = std::env::args().nth(1).map(PathBuf::from);
+    let device = Device::cpu();
+    let runs = std::env::temp_dir().join(format!("dnx-presets-{}", std::process::id()));
+    let mut table = String::from(
+        "# Presets\n\nEvery preset of `[process]`, trained on three sets of points by a perceptron of 3 layers of 128 and sampled from\n\
+         averaged weights: the energy distance of 4,000 samples to 4,000 fresh points, less is better. Batch 256, Adam with\n\
+         cosine decay from 1e-3 (dmd2: 2e-4), no labels. Made by `cargo run --release --example presets -- docs/presets.md`\n\
+         on the cpu device.\n\n| preset | steps | evaluations | two moons | eight Gaussians | checkerboard | seconds |\n\
+         |---|---|---|---|---|---|---|\n",
+    );
+    let fresh = |set: PointSet, seed: u64| set.generate(COUNT, seed, None).0;
+    let floor: Vec<String> =
+        SETS.iter().map(|(_, s)| format!("{:.4}", energy_distance(&fresh(*s, 101), &fresh(*s, 202)))).collect();
+    table.push_str(&format!("| fresh points themselves | | | {} | |\n", floor.join(" | ")));
+    for plan in plans() {
+        let began = Instant::now();
+        let ways: &[Option<usize>] = match (plan.sample.is_empty(), plan.preset) {
+            (false, _) => &[None],
+            (true, Preset::Dmd2) => &[Some(1)],
+            (true, _) => &[Some(1), Some(2)],
+        };
+        let mut rows = vec![vec![]; ways.len()];
+        for (name, set) in SETS {
+            let trainer = train(&plan, name, &runs, &device)?;
+            for (row, way) in rows.iter_mut().zip(ways) {
+                let distance = energy_distance(&draw(&trainer, &device, *way)?, &fresh(set, 101));
+                row.push(format!("{distance:.4}"));
+            }
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        for (row, way) in rows.iter().zip(ways) {
+            let evaluations = match way {
+                Some(n) => n.to_string(),
+                None => "many".to_string(),
+            };
+            let line =
+                format!("| {} | {} | {evaluations} | {} | {seconds:.0} |\n", plan.name, plan.steps, row.join(" | "));
+            print!("{line}");
+            table.push_str(&line);
+        }
+        if let Some(out) = &out {
+            std::fs::write(out, &table)?;
+        }
+    }
+    std::fs::remove_dir_all(runs)?;
+    Ok(())
+}
