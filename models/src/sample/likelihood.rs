@@ -233,7 +233,7 @@ fn fixed(
         return Err(Error::Domain("likelihood takes at least one step".into()));
     }
     let at = |i: usize| match (i as f64 / steps as f64, domain) {
-        (u, TimeDomain::Unit) => start + u * (end - start),
+        (u, TimeDomain::Unit | TimeDomain::Angle) => start + u * (end - start),
         (u, TimeDomain::Sigma | TimeDomain::Step { .. }) => start * (end / start).powf(u),
     };
     for i in 0..steps {
