@@ -1,7 +1,7 @@
 //! Every preset of `[process]`, trained on points in the plane: the energy distance of 4,000 samples to fresh points,
 //! as the table in docs/presets.md.
 //!
-//! `cargo run --release --example presets [-- OUT.md]`
+//! `cargo run --example presets [-- OUT.md]`
 
 use dnx::models::process::{Objective, Path as NoisePath, Preset, Process, Time};
 use dnx::models::sample::{Denoiser, Generator, Grid, Noise, SampleNoise};
@@ -183,8 +183,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut table = String::from(
         "# Presets\n\nEvery preset of `[process]`, trained on three sets of points by a perceptron of 3 layers of 128 and sampled from\n\
          averaged weights: the energy distance of 4,000 samples to 4,000 fresh points, less is better. Batch 256, Adam with\n\
-         cosine decay from 1e-3 (dmd2: 2e-4), no labels. Made by `cargo run --release --example presets -- docs/presets.md`\n\
-         on the cpu device.\n\n| preset | steps | evaluations | two moons | eight Gaussians | checkerboard | seconds |\n\
+         cosine decay from 1e-3 (dmd2: 2e-4), no labels. Made by `cargo run --example presets -- docs/presets.md`\n\
+         on the cpu device. Seconds are those of training and sampling all three, on a machine that did other work too.\n\n\
+         `ct` has its published schedule, made for 800,000 steps, and is far from converged after 3,000; what was found to be\n\
+         wrong with it is what `ict` changes. `rectified_flow` is `sit` by another name.\n\n| preset | steps | evaluations | two moons | eight Gaussians | checkerboard | seconds |\n\
          |---|---|---|---|---|---|---|\n",
     );
     let fresh = |set: PointSet, seed: u64| set.generate(COUNT, seed, None).0;
