@@ -212,16 +212,43 @@ impl DitConfig {
 
         let inputs = [("x", h.ty()), ("c", c.ty())];
         let block = Block::build("dit_block", &inputs, |s, x| vec![block(s, x[0], x[1], shape)])?;
-        let mut hidden = None;
-        for i in 0..shape.depth {
-            let remat = self.remat == Remat::Block;
-            h = s.enter(&format!("blocks.{i}"), |s| s.call(&block, &[h, c], remat)[0]);
-            if tap == Some(i) {
-                hidden = Some(h);
+        let tap = tap.filter(|&at| {
+            if at >= shape.depth {
+                s.graph().fail(format!("there is no block {at}; the network has {}", shape.depth));
             }
-        }
-        if tap.is_some() && hidden.is_none() {
-            s.graph().fail(format!("there is no block {}; the network has {}", tap.unwrap_or(0), shape.depth));
+            at < shape.depth
+        });
+        let mut hidden = None;
+        match self.remat {
+            Remat::None | Remat::Block => {
+                for i in 0..shape.depth {
+                    let remat = self.remat == Remat::Block;
+                    h = s.enter(&format!("blocks.{i}"), |s| s.call(&block, &[h, c], remat)[0]);
+                    if tap == Some(i) {
+                        hidden = Some(h);
+                    }
+                }
+            }
+            Remat::Group => {
+                let size = ((shape.depth as f64).sqrt().round() as usize).max(1);
+                for first in (0..shape.depth).step_by(size) {
+                    let members = first..(first + size).min(shape.depth);
+                    let group = Block::build("dit_blocks", &inputs, |s, x| {
+                        let mut results = vec![x[0]];
+                        for i in members.clone() {
+                            results[0] =
+                                s.enter(&format!("blocks.{i}"), |s| s.call(&block, &[results[0], x[1]], true)[0]);
+                            if tap == Some(i) {
+                                results.push(results[0]);
+                            }
+                        }
+                        results
+                    })?;
+                    let results = s.call(&group, &[h, c], true);
+                    h = results[0];
+                    hidden = results.get(1).copied().or(hidden);
+                }
+            }
         }
 
         let y = s.enter("final_layer", |s| {

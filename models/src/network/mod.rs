@@ -31,6 +31,14 @@ pub enum Remat {
     None,
     /// Keep the inputs of each block and recompute the rest.
     Block,
+    /// Keep the inputs of groups of about as many blocks as there are groups; recompute a group's block inputs, then
+    /// each block (Chen et al., "Training deep nets with sublinear memory cost", 2016).
+    Group,
+}
+
+impl Remat {
+    /// All of them, in ascending order of what is recomputed.
+    pub const ALL: [Remat; 3] = [Remat::None, Remat::Block, Remat::Group];
 }
 
 /// A network and its shape.

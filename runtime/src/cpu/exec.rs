@@ -1,5 +1,8 @@
 //! Running plans: chunk by chunk, step by step.
 
+use super::native::Pass;
+#[cfg(target_arch = "x86_64")]
+use super::native::{STREAMS, Source, Stream};
 use super::ops::{Ops, Src};
 use super::plan::{Class, Domain, Load, Place, Plan, Step, StepOp, StoreTo, Walk};
 use super::space::{MAX_RANK, for_runs};
@@ -195,6 +198,8 @@ impl Plan {
                 let place = unsafe { best.add(self.stride) };
                 return unsafe { accumulate_argmax(*class, src(*v), best, place, chunk) };
             }
+            StepOp::Room => Src { ptr: dst, step: 1 },
+            StepOp::Pass(pass) => return unsafe { self.pass(env, pass, chunk) },
             StepOp::Store(store, v) => {
                 if let Some(to) = self.stores.get(*store) {
                     unsafe { self.store(env, to, src(*v), chunk) };
@@ -204,6 +209,50 @@ impl Plan {
         };
         // One value for all: a row of one is read as a scalar by its own domain alone.
         unsafe { *env.vals.add(step.dst) = value };
+    }
+
+    /// Runs a pass over a chunk.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn pass(&self, env: &Env, pass: &Pass, chunk: &Chunk) {
+        let (at, points) = chunk.span(Domain::Full, self.cols);
+        let line = 4 * chunk.cols as isize;
+        let mut streams = [Stream { ptr: std::ptr::null_mut(), row: 0 }; STREAMS];
+        let mut dense = pass.flat;
+        for (stream, source) in streams.iter_mut().zip(&pass.sources) {
+            let value = |v: usize| unsafe { *env.vals.add(v) };
+            *stream = match *source {
+                Source::Points(v) => Stream { ptr: value(v).ptr as *mut u8, row: line },
+                Source::Block(v) => {
+                    let row = 4 * env.acc.ld as isize;
+                    dense &= row == line || chunk.rows == 1;
+                    Stream { ptr: value(v).ptr as *mut u8, row }
+                }
+                Source::Row(v) => Stream { ptr: value(v).ptr as *mut u8, row: 4 * value(v).step as isize },
+                Source::Uniform(v) => Stream { ptr: value(v).ptr as *mut u8, row: 0 },
+                Source::Store(store) => {
+                    let to = &self.stores[store];
+                    let base = self.base(&to.index, to.walk, to.domain, at);
+                    Stream { ptr: env.args[to.arg].wrapping_offset(4 * base as isize), row: line }
+                }
+                Source::Accumulator(slot) => {
+                    let words = unsafe { env.accumulators.add(slot * self.stride + chunk.col) };
+                    Stream { ptr: words as *mut u8, row: 0 }
+                }
+            };
+        }
+        let streams = &mut streams[..pass.sources.len()];
+        // SAFETY: the streams are those of the pass, with the points of the chunk behind them.
+        unsafe {
+            match dense {
+                true => pass.code.run(streams, 1, points),
+                false => pass.code.run(streams, chunk.rows, chunk.cols),
+            }
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    unsafe fn pass(&self, _: &Env, _: &Pass, _: &Chunk) {
+        unreachable!("plans have passes where there is code for them")
     }
 
     /// The words of `out` and the index buffers.

@@ -11,10 +11,51 @@
 use std::f32::consts::{FRAC_2_SQRT_PI, LOG2_E};
 
 /// 1.5 * 2^23: adding it rounds to an integer, which then sits in the low bits.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 /// The first bits of ln 2, few enough that products with exponents are exact, and the rest.
-const LN2_HI: f32 = 0.693_359_375;
-const LN2_LO: f32 = -2.121_944_4e-4;
+pub(super) const LN2_HI: f32 = 0.693_359_375;
+pub(super) const LN2_LO: f32 = -2.121_944_4e-4;
+/// Of [`exp`], on [-ln 2 / 2, ln 2 / 2].
+pub(super) const EXP: [f32; 5] = [1.392618181e-3, 8.363177630e-3, 4.166655463e-2, 1.666657700e-1, 0.5];
+/// Of [`log`], on [0, 0.02944].
+pub(super) const LOG: [f32; 4] = [2.333057433e-1, 2.855081688e-1, 4.000012187e-1, 6.666666655e-1];
+/// Of [`tanh`], the quotient of two polynomials in the square, on [-8.8, 8.8].
+pub(super) const TANH_P: [f32; 7] = [
+    -9.033319746517762e-14,
+    5.4831236733189573e-11,
+    -2.0639392417365343e-8,
+    1.1254299352003727e-5,
+    3.1134102027863264e-3,
+    1.3092446327209473e-1,
+    1.0,
+];
+pub(super) const TANH_Q: [f32; 4] = [2.5599723448976874e-4, 2.4532739073038101e-2, 4.6425774693489075e-1, 1.0];
+/// Of [`erf`] on [0, 1], in the square.
+pub(super) const ERF_NEAR: [f32; 7] = [
+    -9.667044571e-6,
+    1.126595903e-4,
+    -8.484080406e-4,
+    5.221031808e-3,
+    -2.686543073e-2,
+    1.128378250e-1,
+    -3.761263847e-1,
+];
+/// What 2 / sqrt(pi) loses as an `f32`: its rounding error alone would be half an ulp.
+pub(super) const ERF_REST: f32 = -5.863538344e-08;
+/// Of erfc(a) e^(a^2) = t P(t), t = 1 / (a + 2), on [1, 4].
+pub(super) const ERFC: [f32; 8] = [
+    1.357140047e+1,
+    -1.168827561e+1,
+    -6.914057478e+0,
+    6.674368871e+0,
+    1.776340114e+0,
+    2.123267991e+0,
+    1.117129780e+0,
+    5.645462035e-1,
+];
+/// Rotations of threefry2x32, by round, and the constant of its third key.
+pub(super) const TURNS: [[u32; 4]; 2] = [[13, 15, 26, 6], [17, 29, 16, 24]];
+pub(super) const PARITY: u32 = 0x1bd1_1bda;
 
 /// `a b + c`
 #[inline(always)]
@@ -41,8 +82,7 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     let n = t - ROUND;
     let k = (t.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let r = mul_add::<FUSED>(-n, LN2_LO, mul_add::<FUSED>(-n, LN2_HI, x));
-    // [-ln 2 / 2, ln 2 / 2]
-    let p = polynomial::<FUSED, 5>(r, [1.392618181e-3, 8.363177630e-3, 4.166655463e-2, 1.666657700e-1, 0.5]);
+    let p = polynomial::<FUSED, 5>(r, EXP);
     let y = mul_add::<FUSED>(p, r * r, r) + 1.0;
     // Two factors, since 2^k itself may not be a normal number.
     let half = k >> 1;
@@ -64,8 +104,7 @@ pub(crate) fn log<const FUSED: bool>(x: f32) -> f32 {
     let f = m - 1.0;
     let s = f / (2.0 + f);
     let z = s * s;
-    // [0, 0.02944]
-    let r = polynomial::<FUSED, 4>(z, [2.333057433e-1, 2.855081688e-1, 4.000012187e-1, 6.666666655e-1]) * z;
+    let r = polynomial::<FUSED, 4>(z, LOG) * z;
     let half = 0.5 * f * f;
     let low = mul_add::<FUSED>(s, half + r, k * LN2_LO);
     let y = mul_add::<FUSED>(k, LN2_HI, f - (half - low));
@@ -77,21 +116,11 @@ pub(crate) fn log<const FUSED: bool>(x: f32) -> f32 {
 /// `tanh x`, within 6 ulp, and within 4 for `|x| <= 1`: a quotient, since an exponential takes twice as long.
 #[inline(always)]
 pub(crate) fn tanh<const FUSED: bool>(x: f32) -> f32 {
-    // [-8.8, 8.8]; beyond the quotient's value there, which rounds to 1.
+    // Beyond this the quotient's value rounds to 1.
     let x = if x > 8.8 { 8.8 } else { x };
     let x = if x < -8.8 { -8.8 } else { x };
     let z = x * x;
-    let p = [
-        -9.033319746517762e-14,
-        5.4831236733189573e-11,
-        -2.0639392417365343e-8,
-        1.1254299352003727e-5,
-        3.1134102027863264e-3,
-        1.3092446327209473e-1,
-        1.0,
-    ];
-    let q = [2.5599723448976874e-4, 2.4532739073038101e-2, 4.6425774693489075e-1, 1.0];
-    let y = x * polynomial::<FUSED, 7>(z, p) / polynomial::<FUSED, 4>(z, q);
+    let y = x * polynomial::<FUSED, 7>(z, TANH_P) / polynomial::<FUSED, 4>(z, TANH_Q);
     let y = if y > 1.0 { 1.0 } else { y };
     if y < -1.0 { -1.0 } else { y }
 }
@@ -101,33 +130,11 @@ pub(crate) fn tanh<const FUSED: bool>(x: f32) -> f32 {
 pub(crate) fn erf<const FUSED: bool>(x: f32) -> f32 {
     let a = x.abs();
     let z = x * x;
-    // [0, 1]
-    let p = [
-        -9.667044571e-6,
-        1.126595903e-4,
-        -8.484080406e-4,
-        5.221031808e-3,
-        -2.686543073e-2,
-        1.128378250e-1,
-        -3.761263847e-1,
-    ];
-    // 2 / sqrt(pi) in two parts: its rounding error alone would be half an ulp.
-    let rest = mul_add::<FUSED>(x, polynomial::<FUSED, 7>(z, p) * z, x * -5.863538344e-08);
+    let rest = mul_add::<FUSED>(x, polynomial::<FUSED, 7>(z, ERF_NEAR) * z, x * ERF_REST);
     let near = mul_add::<FUSED>(x, FRAC_2_SQRT_PI, rest);
-    // erfc(a) e^(a^2) = t P(t), t = 1 / (a + 2), on [1, 4]
     let b = if a > 4.0 { 4.0 } else { a };
     let t = 1.0 / (b + 2.0);
-    let q = [
-        1.357140047e+1,
-        -1.168827561e+1,
-        -6.914057478e+0,
-        6.674368871e+0,
-        1.776340114e+0,
-        2.123267991e+0,
-        1.117129780e+0,
-        5.645462035e-1,
-    ];
-    let far = mul_add::<FUSED>(-polynomial::<FUSED, 8>(t, q) * t, exp::<FUSED>(-(b * b)), 1.0).copysign(x);
+    let far = mul_add::<FUSED>(-polynomial::<FUSED, 8>(t, ERFC) * t, exp::<FUSED>(-(b * b)), 1.0).copysign(x);
     let y = if a < 1.0 { near } else { far };
     if x.is_nan() { x } else { y }
 }
@@ -193,8 +200,7 @@ pub(crate) fn sign(x: f32) -> f32 {
 /// threefry2x32 (20 rounds) of the counter `(0, counter)` under the key, the two words xored.
 #[inline(always)]
 pub(crate) fn threefry(k0: u32, k1: u32, counter: u32) -> u32 {
-    const TURNS: [[u32; 4]; 2] = [[13, 15, 26, 6], [17, 29, 16, 24]];
-    let keys = [k0, k1, k0 ^ k1 ^ 0x1bd1_1bda];
+    let keys = [k0, k1, k0 ^ k1 ^ PARITY];
     let (mut a, mut b) = (k0, counter.wrapping_add(k1));
     for round in 0..5u32 {
         for turn in TURNS[round as usize % 2] {

@@ -11,6 +11,7 @@ mod exec;
 mod math;
 mod matrix;
 mod memory;
+mod native;
 mod ops;
 mod pairs;
 mod plan;

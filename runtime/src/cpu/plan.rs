@@ -6,6 +6,7 @@
 //! or written where it goes (a direct store). Uniform values are computed before the chunks, uniform stores
 //! happen after them; within a chunk stores come last, so that loads in place see the old content.
 
+use super::native::Pass;
 use super::ops::Pointwise;
 use super::space::{Index, Space, Test};
 use dnx_ir::{DType, ReduceKind};
@@ -90,6 +91,10 @@ pub(crate) enum StepOp {
     /// Column: keeps the greatest element and its row, in two accumulators.
     AccumulateArgmax(Class, Val, usize),
     Store(usize, Val),
+    /// A slot that a pass will fill.
+    Room,
+    /// Many steps at once.
+    Pass(Box<Pass>),
 }
 
 /// How a load finds its elements.
@@ -172,7 +177,8 @@ impl StepOp {
     pub(crate) fn reads(&self) -> Vec<Val> {
         match self {
             StepOp::Point(_, v) => v.to_vec(),
-            StepOp::Const(_) | StepOp::Index(_) | StepOp::Valid(_) | StepOp::Acc => vec![],
+            StepOp::Const(_) | StepOp::Index(_) | StepOp::Valid(_) | StepOp::Acc | StepOp::Room => vec![],
+            StepOp::Pass(pass) => pass.reads(),
             StepOp::Load(load) => load.dynamic.iter().map(|d| d.value).collect(),
             StepOp::Expand(v)
             | StepOp::Reduce(_, _, v)

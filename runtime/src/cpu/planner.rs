@@ -484,10 +484,16 @@ impl<'k> Planner<'k> {
             steps.into_iter().partition(|s| !matches!(s.op, StepOp::Store(..)));
         work.extend(stores);
         super::pairs::join(&mut work);
+        // How much is done does not depend on how it is done: cuts of the work follow from it.
+        let cost = work.iter().filter(|s| s.domain == Domain::Full).count();
+        let mut vals = self.domains.len();
+        if super::native::available() && !(cols == 1 && sums_columns(&work)) {
+            (work, vals) = super::native::gather(work, &self.stores, &self.domains, self.in_place);
+        }
         for (i, step) in uniform.iter_mut().enumerate() {
             step.place = Place::Slot(i);
         }
-        let mut last_use = vec![0; self.domains.len()];
+        let mut last_use = vec![0; vals];
         for (at, step) in work.iter().enumerate() {
             for v in step.op.reads() {
                 last_use[v] = at;
@@ -502,14 +508,16 @@ impl<'k> Planner<'k> {
         let mut words = 0;
         let mut free: [Vec<usize>; 2] = [vec![], vec![]];
         let mut ends: Vec<Vec<(usize, usize)>> = vec![vec![]; work.len()];
-        let mut cost = 0;
         for at in 0..work.len() {
             let step = &mut work[at];
             let pool = usize::from(step.domain == Domain::Full);
-            cost += pool;
             let view = match &step.op {
                 StepOp::Load(load) => matches!(load.walk, Walk::View(_)),
-                StepOp::Acc | StepOp::Store(..) | StepOp::Accumulate(..) | StepOp::AccumulateArgmax(..) => true,
+                StepOp::Acc
+                | StepOp::Store(..)
+                | StepOp::Accumulate(..)
+                | StepOp::AccumulateArgmax(..)
+                | StepOp::Pass(_) => true,
                 _ => false,
             };
             if step.place == Place::None && !view {
@@ -538,13 +546,18 @@ impl<'k> Planner<'k> {
             steps: work,
             last,
             stores: self.stores,
-            vals: self.domains.len(),
+            vals,
             uniform_words,
             words,
             temp,
             cost: cost.max(1),
         }
     }
+}
+
+/// Whether a column reduction adds to accumulators; columns of one point are summed along the rows, by lanes.
+fn sums_columns(work: &[Step]) -> bool {
+    work.iter().any(|s| matches!(s.op, StepOp::Accumulate(..)))
 }
 
 fn terms_only(idx: &Idx) -> Idx {

@@ -87,7 +87,7 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Parts that a batch is worked through in, one after another, to save memory.
     pub accumulate: usize,
-    /// What the backward pass recomputes: `none` or `block`.
+    /// What the backward pass recomputes: `none`, `block` or `group`.
     pub remat: Remat,
     /// Memory that a step may take, as `"24GiB"`: blocks are recomputed where it would take more. Without it, the
     /// memory of the device.

@@ -59,10 +59,9 @@ fn fit_within(resolved: Resolved, base: &Options, memory: Option<u64>, device: &
         }
         Attempt::Exceeds(peak, why) => (peak, why),
     };
-    let recomputing = with_remat(&resolved);
-    if let Some(changed) = &recomputing
-        && let Attempt::Fits(step) = attempt(changed, base, limit)?
-    {
+    let recomputing = recomputing(&resolved);
+    for changed in &recomputing {
+        let Attempt::Fits(step) = attempt(changed, base, limit)? else { continue };
         let (program, exec) = *step;
         let before = peak.map_or("more than one buffer may hold".to_string(), |p| Bytes(p).to_string());
         let work = match attempt(&resolved, base, None)? {
@@ -72,13 +71,17 @@ fn fit_within(resolved: Resolved, base: &Options, memory: Option<u64>, device: &
             }
             Attempt::Exceeds(..) => String::new(),
         };
+        let what = match changed.config.train.remat {
+            Remat::None | Remat::Block => "blocks are",
+            Remat::Group => "groups of blocks, then blocks, are",
+        };
         let note = format!(
-            "blocks are recomputed in the backward pass to stay within {within}: peak memory {} instead of {before}{work}",
+            "{what} recomputed in the backward pass to stay within {within}: peak memory {} instead of {before}{work}",
             Bytes(exec.peak_bytes)
         );
         return Ok(Fitting { program, exec, resolved: changed.clone(), note: Some(note) });
     }
-    let smallest = recomputing.unwrap_or(resolved);
+    let smallest = recomputing.into_iter().next_back().unwrap_or(resolved);
     let advice = match micro_batch(&smallest, base, limit)? {
         Some((parts, peak)) => {
             let batch = smallest.batch() / parts;
@@ -87,17 +90,21 @@ fn fit_within(resolved: Resolved, base: &Options, memory: Option<u64>, device: &
         None => "not even one sample at a time fits; choose a smaller model or another --device".to_string(),
     };
     let train = &smallest.config.train;
-    let how = if train.remat == Remat::Block { ", its blocks recomputed," } else { "" };
+    let how = if train.remat == Remat::None { "" } else { ", its blocks recomputed," };
     let batch = smallest.batch() / train.accumulate;
     Err(Error::Memory(format!("a step on {batch} samples{how} does not fit {within}: {why}; {advice}")))
 }
 
-/// The configuration with blocks recomputed, if its network has blocks and keeps them.
-fn with_remat(resolved: &Resolved) -> Option<Resolved> {
-    let mut changed = resolved.clone();
-    changed.config.train.remat = Remat::Block;
-    changed.config.model.set_remat(Remat::Block);
-    (changed.config.model != resolved.config.model).then_some(changed)
+/// The configurations that recompute more, if the network has blocks, in ascending order of work.
+fn recomputing(resolved: &Resolved) -> Vec<Resolved> {
+    let own = Remat::ALL.iter().position(|&r| r == resolved.config.train.remat).unwrap_or(0);
+    let more = Remat::ALL[own + 1..].iter().map(|&remat| {
+        let mut changed = resolved.clone();
+        changed.config.train.remat = remat;
+        changed.config.model.set_remat(remat);
+        changed
+    });
+    more.filter(|changed| changed.config.model != resolved.config.model).collect()
 }
 
 fn attempt(resolved: &Resolved, base: &Options, limit: Option<u64>) -> Result<Attempt> {
@@ -181,6 +188,7 @@ mod tests {
     #[test]
     fn blocks_are_recomputed_only_where_memory_asks_for_it() {
         let (kept, recomputed) = (peak(&[]), peak(&["train.remat=block"]));
+        let grouped = peak(&["train.remat=group"]);
         assert!(recomputed * 3 < kept * 2, "recomputing blocks saves little: {kept} and {recomputed}");
         let fit = |limit: u64| {
             let limit = format!("train.memory_limit={limit}");
@@ -193,6 +201,11 @@ mod tests {
         assert_eq!(tight.exec.peak_bytes, recomputed);
         let note = tight.note.unwrap();
         assert!(note.contains("train.memory_limit") && note.contains("more arithmetic"), "{note}");
+        if grouped < recomputed {
+            let tighter = fit(recomputed - 1).unwrap();
+            assert_eq!(tighter.resolved.config.train.remat, Remat::Group);
+            assert!(tighter.note.unwrap().contains("groups of blocks"));
+        }
     }
 
     #[test]
