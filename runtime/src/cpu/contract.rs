@@ -35,8 +35,9 @@ pub(crate) struct Contract {
     lhs: Operand,
     rhs: Operand,
     panels: Panels,
-    /// Where the product itself is the result.
+    /// Where the product itself is a result, and whether it is the only one.
     out: Option<Matrix>,
+    finished: bool,
     epilogue: Plan,
     blocks: Blocks,
     int: bool,
@@ -149,22 +150,30 @@ impl Contract {
             return Err("a contraction that stores a value of its contracted dims".to_string());
         }
         let seen = indices(kernel);
-        let out = match &kernel.stores[..] {
-            [s] if s.value == dot && kernel.args[s.arg as usize].dtype == DType::F32 => {
-                Matrix::new(s.arg, &s.index, &bd, &md, &nd).filter(|out| out.col == 1 || n == 1)
+        // A store of the product itself is where it is computed; what else is made of it is made from there. Unless
+        // the argument is read as well: its old content must last until the epilogue.
+        let alone = kernel.stores.len() == 1;
+        let direct = kernel.stores.iter().enumerate().find_map(|(at, s)| {
+            let arg = s.arg as usize;
+            if s.value != dot || kernel.args[arg].dtype != DType::F32 || (in_place[arg] && !alone) {
+                return None;
             }
-            _ => None,
-        };
+            let matrix = Matrix::new(s.arg, &s.index, &bd, &md, &nd).filter(|out| out.col == 1 || n == 1)?;
+            // The epilogue reads whole rows one after another.
+            (alone || matrix.row == n as i64).then_some((at, matrix))
+        });
+        let (stored, out) = direct.unzip();
         let outer: Vec<_> = bd.iter().chain(&md).copied().collect();
         let mut epilogue = Planner::new(kernel, in_place, &outer, &nd, &seen, false)?;
         epilogue.give(dot, Given::Acc);
-        if out.is_none() {
-            for store in &kernel.stores {
+        for (at, store) in kernel.stores.iter().enumerate() {
+            if Some(at) != stored {
                 epilogue.store(store)?;
             }
         }
+        let finished = out.is_some() && alone;
         let epilogue = epilogue.finish();
-        let cost = if out.is_some() { 0 } else { epilogue.cost };
+        let cost = if finished { 0 } else { epilogue.cost };
         let blocks = Blocks::new(&Extents { batch, m, n, k, epilogue: cost });
         let (m_blocks, n_blocks) = (m.div_ceil(blocks.rows), n.div_ceil(blocks.cols));
         let args = kernel.args.len();
@@ -248,7 +257,7 @@ impl Contract {
             *at = shared_words;
             shared_words += size.next_multiple_of(16);
         }
-        Ok(Contract { batch, m, n, k, lhs, rhs, panels, out, epilogue, blocks, int, args, shared, shared_words })
+        Ok(Contract { batch, m, n, k, lhs, rhs, panels, out, finished, epilogue, blocks, int, args, shared, shared_words })
     }
 
     fn plans(&self) -> impl Iterator<Item = &Plan> {
@@ -448,9 +457,10 @@ impl Contract {
                             right => multiply((m, n, k), left, right, to, stride, from > 0),
                         }
                     }
-                    if done && self.out.is_none() {
+                    if done && !self.finished {
                         let first = batch * self.m;
-                        env.acc = Block { ptr: to as *const u32, row0: first + row, col0: cols.0, ld: n };
+                        let ld = stride as usize;
+                        env.acc = Block { ptr: to as *const u32, row0: first + row, col0: cols.0, ld };
                         self.epilogue.adopt(&env, shared.area.add(self.shared[0]));
                         self.epilogue.range(&env, (first + row, first + strip.1), cols);
                     }
