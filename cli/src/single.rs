@@ -12,7 +12,7 @@
 //! computed in `f32`, as in mixed-precision training. The passes are `f` forward (default), `fb` forward with the gradients
 //! of every input for a given cotangent, `jvp` forward with the derivative in the direction of given tangents.
 
-use dnx_autodiff::{grad, jvp};
+use dnx_autodiff::{jvp, value_and_grad};
 use dnx_ir::{ConvDims, DType, Func, Graph, Op, Tensor, Type};
 use dnx_models::attention::attention;
 use std::fmt;
@@ -200,19 +200,18 @@ impl Single {
         let mut results = match self.pass {
             Pass::Forward => vec![self.body(&inputs)],
             Pass::Gradients => {
-                let y = self.body(&inputs);
-                let ty = Type::new(self.dtype, y.dims());
-                let weighted = {
+                let (weighted, ty) = {
                     let g = Graph::new("weighted");
                     let inputs = self.params(&g, "x");
+                    let y = self.body(&inputs);
+                    let ty = Type::new(self.dtype, y.dims());
                     let cotangent = g.param("cotangent", ty.clone());
-                    g.finish(&[(self.body(&inputs) * cotangent).sum_all()])?
+                    (g.finish(&[(y * cotangent).sum_all(), y])?, ty)
                 };
                 let mut args = inputs.clone();
                 args.push(g.param("cotangent", ty));
-                let mut results = vec![y];
-                results.extend(g.call(&Arc::new(grad(&weighted, &wrt)?), &args));
-                results
+                // Without the weighted sum itself, which nobody wants.
+                g.call(&Arc::new(value_and_grad(&weighted, &wrt)?), &args).split_off(1)
             }
             Pass::Jvp => {
                 let derivative = Arc::new(jvp(&self.forward()?, &wrt)?);

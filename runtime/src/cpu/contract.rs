@@ -257,7 +257,23 @@ impl Contract {
             *at = shared_words;
             shared_words += size.next_multiple_of(16);
         }
-        Ok(Contract { batch, m, n, k, lhs, rhs, panels, out, finished, epilogue, blocks, int, args, shared, shared_words })
+        Ok(Contract {
+            batch,
+            m,
+            n,
+            k,
+            lhs,
+            rhs,
+            panels,
+            out,
+            finished,
+            epilogue,
+            blocks,
+            int,
+            args,
+            shared,
+            shared_words,
+        })
     }
 
     fn plans(&self) -> impl Iterator<Item = &Plan> {

@@ -101,7 +101,7 @@ impl Plan {
         let whole = cols == (0, self.cols) && self.cols <= most_cols;
         let mut row = rows.0;
         while row < rows.1 {
-            let n = if whole { most_rows.min(rows.1 - row) } else { 1 };
+            let n = if whole { most_rows.min(rows.1 - row).min(self.together - row % self.together) } else { 1 };
             if whole {
                 unsafe { self.chunk(env, &Chunk { row, rows: n, col: 0, cols: self.cols }) };
             } else {
@@ -226,6 +226,12 @@ impl Plan {
                     let row = 4 * env.acc.ld as isize;
                     dense &= row == line || chunk.rows == 1;
                     Stream { ptr: value(v).ptr as *mut u8, row }
+                }
+                Source::Lines(which, row) => {
+                    let (arg, index) = &pass.lines[which];
+                    let base = self.base(index, Walk::Runs, Domain::Full, at);
+                    dense &= 4 * row as isize == line || chunk.rows == 1;
+                    Stream { ptr: env.args[*arg].wrapping_offset(4 * base as isize), row: 4 * row as isize }
                 }
                 Source::Row(v) => Stream { ptr: value(v).ptr as *mut u8, row: 4 * value(v).step as isize },
                 Source::Uniform(v) => Stream { ptr: value(v).ptr as *mut u8, row: 0 },

@@ -151,6 +151,8 @@ pub(crate) struct Plan {
     pub(crate) stride: usize,
     /// Most rows of a chunk, and most columns.
     pub(crate) chunk: (usize, usize),
+    /// A chunk's rows are of one stretch of so many.
+    pub(crate) together: usize,
     pub(crate) uniform: Vec<Step>,
     pub(crate) steps: Vec<Step>,
     pub(crate) last: Vec<Step>,

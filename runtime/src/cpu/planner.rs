@@ -488,11 +488,16 @@ impl<'k> Planner<'k> {
         let cost = work.iter().filter(|s| s.domain == Domain::Full).count();
         let mut vals = self.domains.len();
         if super::native::available() && !(cols == 1 && sums_columns(&work)) {
-            (work, vals) = super::native::gather(work, &self.stores, &self.domains, self.in_place);
+            (work, vals) = super::native::gather(work, &self.stores, &self.domains, self.in_place, &self.space);
         }
         for (i, step) in uniform.iter_mut().enumerate() {
             step.place = Place::Slot(i);
         }
+        // Rows that passes find by their distance follow one another in the last of the outer dims only.
+        let together = match self.space.outer {
+            outer if super::native::jumps(&work, outer) => self.space.dims[outer - 1],
+            _ => usize::MAX,
+        };
         let mut last_use = vec![0; vals];
         for (at, step) in work.iter().enumerate() {
             for v in step.op.reads() {
@@ -542,6 +547,7 @@ impl<'k> Planner<'k> {
             stride: self.space.cols(),
             space: self.space,
             chunk: self.chunk,
+            together,
             uniform,
             steps: work,
             last,

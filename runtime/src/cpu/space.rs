@@ -226,6 +226,19 @@ impl Index {
         self.parts.is_empty()
     }
 
+    /// Whether the elements of a row lie side by side, and if so the distance from a row to the next one among the
+    /// slowest `outer` of `dims`; rows that differ in more than their last coordinate may be anywhere.
+    pub(crate) fn lines(&self, dims: &[usize], outer: usize) -> Option<i64> {
+        let tail = Index { offset: 0, coef: self.coef[outer..dims.len()].to_vec(), parts: vec![] };
+        let flat = self.parts.is_empty() && tail.is_flat(&dims[outer..]);
+        flat.then(|| if outer == 0 { 0 } else { self.coef[outer - 1] })
+    }
+
+    /// Whether the distance of rows holds only while the last of the slowest `outer` dims counts.
+    pub(crate) fn jumps(&self, outer: usize) -> bool {
+        outer > 1 && self.coef[..outer].iter().any(|&c| c != 0)
+    }
+
     /// Step along the last of `rank` dims.
     pub(crate) fn step(&self, rank: usize) -> i64 {
         if rank == 0 { 0 } else { self.coef[rank - 1] }

@@ -188,7 +188,6 @@ mod tests {
     #[test]
     fn blocks_are_recomputed_only_where_memory_asks_for_it() {
         let (kept, recomputed) = (peak(&[]), peak(&["train.remat=block"]));
-        let grouped = peak(&["train.remat=group"]);
         assert!(recomputed * 3 < kept * 2, "recomputing blocks saves little: {kept} and {recomputed}");
         let fit = |limit: u64| {
             let limit = format!("train.memory_limit={limit}");
@@ -201,11 +200,18 @@ mod tests {
         assert_eq!(tight.exec.peak_bytes, recomputed);
         let note = tight.note.unwrap();
         assert!(note.contains("train.memory_limit") && note.contains("more arithmetic"), "{note}");
-        if grouped < recomputed {
-            let tighter = fit(recomputed - 1).unwrap();
-            assert_eq!(tighter.resolved.config.train.remat, Remat::Group);
-            assert!(tighter.note.unwrap().contains("groups of blocks"));
-        }
+    }
+
+    #[test]
+    fn groups_of_blocks_are_recomputed_where_blocks_are_not_enough() {
+        let deep = "model.depth=16";
+        let (blocks, groups) = (peak(&[deep, "train.remat=block"]), peak(&[deep, "train.remat=group"]));
+        assert!(groups * 10 < blocks * 9, "recomputing groups saves little: {blocks} and {groups}");
+        let limit = format!("train.memory_limit={}", blocks - 1);
+        let tight = fit_within(resolved(&[deep, &limit]), &Options::default(), None, "test").unwrap();
+        assert_eq!((tight.resolved.config.train.remat, tight.exec.peak_bytes), (Remat::Group, groups));
+        let note = tight.note.unwrap();
+        assert!(note.starts_with("groups of blocks, then blocks, are recomputed"), "{note}");
     }
 
     #[test]

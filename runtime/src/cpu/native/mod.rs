@@ -15,7 +15,8 @@ mod emit;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
 
-use super::plan::{Class, Domain, Place, Step, StepOp, StoreTo, Val, Walk};
+use super::plan::{Class, Domain, Load, Place, Step, StepOp, StoreTo, Val, Walk};
+use super::space::{Index, Space};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use code::Stream;
 use dnx_ir::ReduceKind;
@@ -28,6 +29,8 @@ pub(crate) enum Source {
     Points(Val),
     /// A contraction's block of results.
     Block(Val),
+    /// Rows of an argument, at this distance (in elements) from one another, where a step's load begins.
+    Lines(usize, i64),
     /// A value of every row.
     Row(Val),
     /// A uniform value.
@@ -42,6 +45,8 @@ pub(crate) enum Source {
 #[derive(Debug)]
 pub(crate) struct Pass {
     pub(crate) sources: Vec<Source>,
+    /// Argument and index of the sources that are lines.
+    pub(crate) lines: Vec<(usize, Index)>,
     /// Whether rows are told apart only by where they begin.
     pub(crate) flat: bool,
     #[cfg(target_arch = "x86_64")]
@@ -56,7 +61,7 @@ impl Pass {
     pub(crate) fn reads(&self) -> Vec<Val> {
         let reads = self.sources.iter().filter_map(|s| match *s {
             Source::Points(v) | Source::Block(v) | Source::Row(v) | Source::Uniform(v) => Some(v),
-            Source::Store(_) | Source::Accumulator(_) => None,
+            Source::Lines(..) | Source::Store(_) | Source::Accumulator(_) => None,
         });
         reads.collect()
     }
@@ -97,10 +102,17 @@ pub(crate) fn available() -> bool {
     false
 }
 
+/// Whether passes read lines that lie differently for each of the slower outer coordinates.
+pub(super) fn jumps(steps: &[Step], outer: usize) -> bool {
+    let pass = |step: &Step| matches!(&step.op, StepOp::Pass(p) if p.lines.iter().any(|(_, i)| i.jumps(outer)));
+    steps.iter().any(pass)
+}
+
 /// What is known of a plan while its passes are made.
 struct Passes<'a> {
     steps: &'a [Step],
     domains: &'a [Domain],
+    space: &'a Space,
     made_at: HashMap<Val, usize>,
     known: HashMap<Val, Known>,
     fates: Vec<Fate>,
@@ -121,8 +133,9 @@ pub(super) fn gather(
     stores: &[StoreTo],
     domains: &[Domain],
     in_place: &[bool],
+    space: &Space,
 ) -> (Vec<Step>, usize) {
-    let Some(items) = items(&steps, stores, domains, in_place) else { return (steps, domains.len()) };
+    let Some(items) = items(&steps, stores, domains, in_place, space) else { return (steps, domains.len()) };
     let mut old: Vec<Option<Step>> = steps.into_iter().map(Some).collect();
     let mut values = domains.len();
     let mut new = Vec::with_capacity(items.len());
@@ -140,10 +153,17 @@ pub(super) fn gather(
     (new, values)
 }
 
-fn items(steps: &[Step], stores: &[StoreTo], domains: &[Domain], in_place: &[bool]) -> Option<Vec<Item>> {
+fn items(
+    steps: &[Step],
+    stores: &[StoreTo],
+    domains: &[Domain],
+    in_place: &[bool],
+    space: &Space,
+) -> Option<Vec<Item>> {
     let mut passes = Passes {
         steps,
         domains,
+        space,
         made_at: HashMap::new(),
         known: HashMap::new(),
         fates: Vec::with_capacity(steps.len()),
@@ -220,6 +240,16 @@ impl Passes<'_> {
         self.fates.push(fate);
     }
 
+    /// The load that a pass can do itself, copying nothing, and the distance between its rows.
+    fn lines<'s>(&self, step: &'s Step) -> Option<(&'s Load, i64)> {
+        let StepOp::Load(load) = &step.op else { return None };
+        let plain = step.domain == Domain::Full && load.tests.is_empty() && load.dynamic.is_empty();
+        if !plain || load.dtype.size() != 4 || load.walk != Walk::Runs {
+            return None;
+        }
+        Some((load, load.index.lines(&self.space.dims, self.space.outer)?))
+    }
+
     /// The step that makes a value in a pass.
     fn made(&self, v: Val) -> Option<(&Step, i32)> {
         let at = *self.made_at.get(&v)?;
@@ -248,13 +278,14 @@ impl Passes<'_> {
         let is_splat = |v: &Val| self.made_at.get(v).is_some_and(|&at| self.fates[at] == Fate::Splat);
         let mut by_pass: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
         // Values that steps read must be kept, and rows' values spread over their points.
-        let (mut kept, mut spread) = (HashSet::new(), HashSet::new());
+        let (mut kept, mut spread, mut read) = (HashSet::new(), HashSet::new(), HashSet::new());
         for (at, step) in self.steps.iter().enumerate() {
             match self.fates[at] {
                 Fate::Pass(p) => by_pass.entry(p).or_default().push(at),
                 Fate::Step(_) => {
                     kept.extend(step.op.reads().into_iter().filter(|&v| self.made(v).is_some()));
                     spread.extend(step.op.reads().into_iter().filter(is_splat));
+                    read.extend(step.op.reads());
                 }
                 Fate::Splat => {}
             }
@@ -289,7 +320,7 @@ impl Passes<'_> {
             }
             for (at, step) in self.steps.iter().enumerate() {
                 let here = match self.fates[at] {
-                    Fate::Step(after) => after == p,
+                    Fate::Step(after) => after == p && (read.contains(&step.dst) || self.lines(step).is_none()),
                     Fate::Splat => spread.contains(&step.dst) && self.after(step.dst) == p,
                     Fate::Pass(_) => false,
                 };
@@ -355,8 +386,14 @@ impl Passes<'_> {
                 pass.body.point(*op, nodes)?
             }
             None => {
-                let made = self.made_at.get(&v).map(|&at| &self.steps[at].op);
-                let source = match (self.domains[v], made) {
+                let made = self.made_at.get(&v).map(|&at| &self.steps[at]);
+                let lines = made.and_then(|step| self.lines(step));
+                let source = match (self.domains[v], made.map(|s| &s.op)) {
+                    _ if lines.is_some() => {
+                        let (load, row) = lines?;
+                        pass.lines.push((load.arg, load.index.clone()));
+                        Source::Lines(pass.lines.len() - 1, row)
+                    }
                     (Domain::Uniform, _) => Source::Uniform(v),
                     (Domain::Outer, _) => Source::Row(v),
                     (Domain::Full, Some(StepOp::Expand(row))) => match self.domains[*row] {
@@ -380,6 +417,7 @@ struct Builder {
     body: body::Body,
     values: HashMap<Val, usize>,
     sources: Vec<Source>,
+    lines: Vec<(usize, Index)>,
     /// Values that need slots before it.
     rooms: Vec<Val>,
     #[cfg(target_arch = "x86_64")]
@@ -398,7 +436,7 @@ impl Builder {
         let stream = self.stream(source);
         self.body.node(match source {
             Source::Row(_) | Source::Uniform(_) => body::Node::Splat(stream),
-            Source::Points(_) | Source::Block(_) | Source::Store(_) | Source::Accumulator(_) => {
+            Source::Points(_) | Source::Block(_) | Source::Lines(..) | Source::Store(_) | Source::Accumulator(_) => {
                 body::Node::Load(stream)
             }
         })
@@ -431,7 +469,7 @@ impl Builder {
             && !self.sources.iter().any(|s| matches!(s, Source::Row(_)));
         let pass = emit::Pass { nodes: &self.body.nodes, outputs: &self.outputs, streams: self.sources.len() };
         match pass.emit() {
-            Ok(code) => Some(Pass { sources: self.sources, flat, code }),
+            Ok(code) => Some(Pass { sources: self.sources, lines: self.lines, flat, code }),
             Err(emit::Refused::Registers) => None,
             Err(refused) => {
                 tracing::warn!("no machine code for a pass, its steps are taken one by one: {refused}");
