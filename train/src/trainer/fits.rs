@@ -204,11 +204,11 @@ mod tests {
 
     #[test]
     fn groups_of_blocks_are_recomputed_where_blocks_are_not_enough() {
-        let deep = "model.depth=16";
-        let (blocks, groups) = (peak(&[deep, "train.remat=block"]), peak(&[deep, "train.remat=group"]));
+        let (deep, wide) = ("model.depth=16", "data.batch=48");
+        let (blocks, groups) = (peak(&[deep, wide, "train.remat=block"]), peak(&[deep, wide, "train.remat=group"]));
         assert!(groups * 10 < blocks * 9, "recomputing groups saves little: {blocks} and {groups}");
         let limit = format!("train.memory_limit={}", blocks - 1);
-        let tight = fit_within(resolved(&[deep, &limit]), &Options::default(), None, "test").unwrap();
+        let tight = fit_within(resolved(&[deep, wide, &limit]), &Options::default(), None, "test").unwrap();
         assert_eq!((tight.resolved.config.train.remat, tight.exec.peak_bytes), (Remat::Group, groups));
         let note = tight.note.unwrap();
         assert!(note.starts_with("groups of blocks, then blocks, are recomputed"), "{note}");
