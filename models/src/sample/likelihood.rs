@@ -6,6 +6,7 @@
 //! derivative: exact, by one direction per element, or estimated by the mean of `e . J e` over a few random
 //! directions of signs, which is unbiased (Hutchinson, 1989; Grathwohl et al., 2019).
 
+use super::runge_kutta::Tableau;
 use super::{Denoiser, marginal_std};
 use crate::process::{Level, Time, TimeDomain};
 use crate::{Error, Result, streams};
@@ -171,38 +172,9 @@ fn chainless() -> Error {
     Error::Domain("likelihood follows the velocity of a continuous path; a discrete chain has none".into())
 }
 
-/// A Runge-Kutta rule: stage `i` from the slopes before it by `a[i]`, the step by `b`, its error by `error`.
-struct Rule {
-    a: &'static [&'static [f64]],
-    b: &'static [f64],
-    error: &'static [f64],
-}
-
-/// The classical rule of fourth order.
-const CLASSICAL: Rule = Rule {
-    a: &[&[], &[0.5], &[0.0, 0.5], &[0.0, 0.0, 1.0]],
-    b: &[1.0 / 6.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 6.0],
-    error: &[],
-};
-
-/// Dormand and Prince's rule of fifth order with one of fourth in it (1980).
-const DORMAND_PRINCE: Rule = Rule {
-    a: &[
-        &[],
-        &[1.0 / 5.0],
-        &[3.0 / 40.0, 9.0 / 40.0],
-        &[44.0 / 45.0, -56.0 / 15.0, 32.0 / 9.0],
-        &[19372.0 / 6561.0, -25360.0 / 2187.0, 64448.0 / 6561.0, -212.0 / 729.0],
-        &[9017.0 / 3168.0, -355.0 / 33.0, 46732.0 / 5247.0, 49.0 / 176.0, -5103.0 / 18656.0],
-        &[35.0 / 384.0, 0.0, 500.0 / 1113.0, 125.0 / 192.0, -2187.0 / 6784.0, 11.0 / 84.0],
-    ],
-    b: &[35.0 / 384.0, 0.0, 500.0 / 1113.0, 125.0 / 192.0, -2187.0 / 6784.0, 11.0 / 84.0, 0.0],
-    error: &[71.0 / 57600.0, 0.0, -71.0 / 16695.0, 71.0 / 1920.0, -17253.0 / 339200.0, 22.0 / 525.0, -1.0 / 40.0],
-};
-
 /// `y` moved by a rule over `h`, and the error that the rule itself estimates.
 fn stage(
-    rule: &Rule,
+    rule: &Tableau,
     y: &[f64],
     [s, h]: [f64; 2],
     level: &dyn Fn(f64) -> Result<Level<f64>>,
@@ -214,11 +186,11 @@ fn stage(
         (0..y.len()).map(of).collect()
     };
     let plus = |d: Vec<f64>| -> Vec<f64> { y.iter().zip(d).map(|(y, d)| y + d).collect() };
-    for a in rule.a {
-        let (at, c) = (plus(sum(a, &slopes)), a.iter().sum::<f64>());
-        slopes.push(slope(&at, &level(s + c * h)?)?);
+    for (a, c) in rule.a.iter().zip(&rule.c) {
+        slopes.push(slope(&plus(sum(a, &slopes)), &level(s + c * h)?)?);
     }
-    Ok((plus(sum(rule.b, &slopes)), sum(rule.error, &slopes)))
+    let error = rule.error.as_deref().map_or(vec![], |weights| sum(weights, &slopes));
+    Ok((plus(sum(&rule.b, &slopes)), error))
 }
 
 fn fixed(
@@ -236,10 +208,11 @@ fn fixed(
         (u, TimeDomain::Unit | TimeDomain::Angle) => start + u * (end - start),
         (u, TimeDomain::Sigma | TimeDomain::Step { .. }) => start * (end / start).powf(u),
     };
+    let rule = Tableau::rk4();
     for i in 0..steps {
         // Powers need not come back to the end exactly, and a time beyond it is not allowed.
         let (s, next) = (at(i).min(end), if i + 1 == steps { end } else { at(i + 1).min(end) });
-        y = stage(&CLASSICAL, &y, [s, next - s], level, slope)?.0;
+        y = stage(&rule, &y, [s, next - s], level, slope)?.0;
     }
     Ok(y)
 }
@@ -254,13 +227,14 @@ fn adaptive(
     if !(tolerance > 0.0) {
         return Err(Error::Domain(format!("a tolerance of {tolerance} is met by no step; it must be positive")));
     }
+    let rule = Tableau::dormand_prince();
     let (mut s, mut h) = (start, start.max(1e-3 * (end - start)).min(end - start));
     for _ in 0..MOST_STEPS {
         let last = s + h >= end;
         if last {
             h = end - s;
         }
-        let (next, error) = stage(&DORMAND_PRINCE, &y, [s, h], level, slope)?;
+        let (next, error) = stage(&rule, &y, [s, h], level, slope)?;
         let worst =
             |w: f64, ((a, b), e): ((&f64, &f64), &f64)| w.max(e.abs() / (tolerance * a.abs().max(b.abs()).max(1.0)));
         let size = y.iter().zip(&next).zip(&error).fold(0.0, worst);
