@@ -163,26 +163,21 @@ impl<'a> LossOptions<'a> {
         let root = declared.root();
         let model = Model { process, network: self.network, scope: &root };
         let step = (counter.convert(DType::F32) * (1.0 / self.accumulate as f64) + 1e-6).floor();
-        let (loss, new) = root.enter(TEACHER, |teacher| {
-            root.enter(TARGET, |target| {
-                root.enter(TRAIN_ONLY, |own| {
-                    let of = |t: &'a Teacher| Model { process: &t.process, network: &t.network, scope: teacher };
-                    let scene = Scene {
-                        model,
-                        target: (!targets.is_empty()).then_some(Model { scope: target, ..model }),
-                        teacher: self.teacher.map(of),
-                        own,
-                        x0: inputs[0],
-                        label: inputs.get(1).copied(),
-                        draws,
-                        seed: (seed, counter),
-                        step,
-                        carry: carry.clone(),
-                    };
-                    scene.loss()
-                })
-            })
-        });
+        let [teacher, target, own] = [TEACHER, TARGET, TRAIN_ONLY].map(|prefix| root.under(prefix));
+        let of = |t: &'a Teacher| Model { process: &t.process, network: &t.network, scope: &teacher };
+        let scene = Scene {
+            model,
+            target: (!targets.is_empty()).then_some(Model { scope: &target, ..model }),
+            teacher: self.teacher.map(of),
+            own: &own,
+            x0: inputs[0],
+            label: inputs.get(1).copied(),
+            draws,
+            seed: (seed, counter),
+            step,
+            carry,
+        };
+        let (loss, new) = scene.loss();
         let mut results = vec![loss.mean];
         if self.level_bins > 0 {
             results.extend(loss.by_level(self.level_bins));

@@ -93,12 +93,12 @@ impl<'g> Params<'g> {
 
     /// The path of the whole network.
     pub fn root(&self) -> Scope<'_, 'g> {
-        Scope { params: self, path: String::new() }
+        Scope { params: self, path: String::new(), ahead: String::new() }
     }
 
     /// The path of a scope, in these parameters.
     pub fn scope(&self, like: &Scope<'_, 'g>) -> Scope<'_, 'g> {
-        Scope { params: self, path: like.path.clone() }
+        Scope { params: self, path: like.path.clone(), ahead: like.ahead.clone() }
     }
 
     /// What has been declared so far, in order.
@@ -138,6 +138,12 @@ impl<'g> Params<'g> {
 pub struct Scope<'a, 'g> {
     params: &'a Params<'g>,
     path: String,
+    /// The end of the path that the graph's has not got yet.
+    ahead: String,
+}
+
+fn joined(path: &str, segment: &str) -> String {
+    if path.is_empty() { segment.to_string() } else { format!("{path}.{segment}") }
 }
 
 /// A block built once and called many times: a function of its inputs, then its parameters.
@@ -170,7 +176,7 @@ impl<'g> Scope<'_, 'g> {
 
     /// The full name of `name` here.
     pub fn name(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
+        joined(&self.path, name)
     }
 
     /// A trainable parameter.
@@ -186,8 +192,8 @@ impl<'g> Scope<'_, 'g> {
 
     /// Runs `body` one segment down, in the parameters' path and in the graph's model path.
     pub fn enter<R>(&self, segment: &str, body: impl FnOnce(&Scope<'_, 'g>) -> R) -> R {
-        let inner = Scope { params: self.params, path: self.name(segment) };
-        self.graph().scope(segment, || body(&inner))
+        let inner = Scope { params: self.params, path: self.name(segment), ahead: String::new() };
+        self.graph().scope(&joined(&self.ahead, segment), || body(&inner))
     }
 
     /// The block at `inputs`, with its parameters declared under this path, and its derivative in the direction in which
@@ -226,6 +232,11 @@ impl<'g> Scope<'_, 'g> {
             self.params.get(ParamSpec { name, ..s.clone() })
         }));
         args
+    }
+
+    /// One segment down from here on: in the parameters' path at once, in the graph's with the next [`Scope::enter`].
+    pub fn under(&self, segment: &str) -> Scope<'_, 'g> {
+        Scope { params: self.params, path: self.name(segment), ahead: joined(&self.ahead, segment) }
     }
 
     /// Calls a block with its parameters declared under this path. With `remat` the backward pass recomputes the
@@ -277,6 +288,17 @@ mod tests {
             .filter_map(|n| if let dnx_ir::Op::Call { remat, .. } = &n.op { Some(*remat) } else { None })
             .collect();
         assert_eq!(remats, [false, true, false]);
+    }
+
+    #[test]
+    fn a_name_may_be_ahead_of_the_place() {
+        let g = Graph::new("f");
+        let params = Params::new(&g);
+        let root = params.root();
+        let teacher = root.under("teacher");
+        assert_eq!((teacher.name("w"), g.path()), ("teacher.w".to_string(), String::new()));
+        let [name, path] = teacher.enter("block", |s| [s.name("w"), g.path()]);
+        assert_eq!([&name[..], &path], ["teacher.block.w", "teacher.block"]);
     }
 
     #[test]
