@@ -166,13 +166,14 @@ unsafe fn multiply_with(
     }
     let (cut, lanes) = (Cut::new(micro, n), micro.lanes);
     let tiles = m.div_ceil(cut.rows);
-    for tile in 0..tiles {
-        // Tiles of about equally many rows: a last tile of one row would take nearly as long as a whole one.
-        let (row, end) = (tile * m / tiles, (tile + 1) * m / tiles);
-        for panel in 0..cut.count {
-            let (first, next) = (cut.first(panel), cut.first(panel + 1));
-            let vectors = next - first;
-            let last = if next == cut.vectors { n - (next - 1) * lanes } else { lanes };
+    // A panel stays in the first cache while all rows pass by it.
+    for panel in 0..cut.count {
+        let (first, next) = (cut.first(panel), cut.first(panel + 1));
+        let vectors = next - first;
+        let last = if next == cut.vectors { n - (next - 1) * lanes } else { lanes };
+        for tile in 0..tiles {
+            // Tiles of about equally many rows: a last tile of one row would take nearly as long as a whole one.
+            let (row, end) = (tile * m / tiles, (tile + 1) * m / tiles);
             // SAFETY: the caller gives factors and results of these extents.
             unsafe {
                 let (b, b_stride) = match right {
