@@ -271,6 +271,9 @@ fn schedules_of_consistency_training_are_golden() {
         assert_eq!(out[2].get(0).to_f64(), consistency_levels(&ict, k as f64), "levels at {k}");
         close(out[0].get(0).to_f64(), (2.0 * 0.95f64.ln() / want).exp(), 1e-6, "mu");
     }
+    // The steps that the average remembers at the end, whatever K is: what makes short runs of it fail.
+    let out = eval(&f, &[Array::f32([], &[800_000.0])], Precision::F32).unwrap();
+    close(1.0 / (1.0 - out[0].get(0).to_f64()), 1960.0, 2e-3, "the target's memory");
 }
 
 /// The losses of a scene on fixed data, as a function to be evaluated.

@@ -4,6 +4,7 @@ use dnx_runtime::Device;
 use dnx_train::config::{Config, Resolved, Source};
 use dnx_train::data::Dataset;
 use dnx_train::run::{Existing, RunFolder};
+use dnx_train::trainer::build_loss;
 use dnx_train::{FitOptions, Trainer, teacher};
 use std::path::Path;
 use std::sync::Arc;
@@ -54,6 +55,14 @@ fn students_start_from_their_teacher_where_its_weights_mean_the_same() {
         let other =
             teacher::initial(&resolved(&student(preset, "start = false\n")).unwrap().0, t.program(), Some(&teacher));
         assert_ne!(other.unwrap()[0], start[0]);
+    }
+    // The loss alone is a function of the teacher's weights too.
+    for preset in ["cd", "scd", "dmd2"] {
+        let (r, _) = resolved(&student(preset, "")).unwrap();
+        let program = build_loss(&r).unwrap();
+        let teacher = teacher::load(&r).unwrap().unwrap();
+        let of_teacher = program.frozen.iter().filter(|s| s.name.starts_with("teacher."));
+        assert_eq!(of_teacher.count(), teacher.weights.len(), "{preset}");
     }
     // A TrigFlow student reads an EDM teacher through its process, and can't take its weights.
     trainer(&student("scd", "")).unwrap();

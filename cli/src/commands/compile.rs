@@ -8,11 +8,10 @@ use dnx::codegen::{Compiled, Dump, GpuLimits, Options, Precision, Stage, Target,
 use dnx::ir::Func;
 use dnx::models::ParamSpec;
 use dnx::models::sample::forward_program;
-use dnx::models::step::loss_program;
 use dnx::train::config::{Config, read_source};
 use dnx::train::data::Dataset;
 use dnx::train::files::{create_folder, refuse_existing, write_atomic};
-use dnx::train::trainer::build_step;
+use dnx::train::trainer::{build_loss, build_step};
 use dnx::train::{Error, Result};
 use std::path::Path;
 
@@ -195,7 +194,7 @@ fn read_config(args: &CompileArgs) -> Result<Input> {
             let forward = Some(Forward { func: (*program.loss).clone(), wrt });
             Input { func: program.func, donate: program.donate, parameters, trainable, stages, forward, precision }
         }
-        ProgramKind::Loss => plain(loss_program(&config.model, &resolved.process, batch, 0)?.func),
+        ProgramKind::Loss => plain(build_loss(&resolved)?.func),
         ProgramKind::Forward => plain(forward_program(&config.model, batch, false)?.func),
         ProgramKind::Sample => plain(forward_program(&config.model, batch, config.model.classes() > 0)?.func),
     })

@@ -68,6 +68,8 @@ pub struct ProcessConfig {
     pub schedule: Option<Betas>,
     /// Steps of the `discrete` path.
     pub steps: Option<usize>,
+    /// Whether the `discrete` path is rescaled so that nothing of the data is left at its last step.
+    pub zero_terminal_snr: Option<bool>,
     /// What the network is asked for.
     pub prediction: Option<Prediction>,
     /// Scaling of the network's input and output.
@@ -130,6 +132,7 @@ impl ProcessConfig {
             kappa: self.kappa,
             schedule: self.schedule.or(base.schedule),
             steps: self.steps.or(base.steps),
+            zero_terminal_snr: self.zero_terminal_snr,
             prediction: self.prediction.or(base.prediction),
             preconditioning: self.preconditioning.or(base.preconditioning),
             sigma_data: self.sigma_data,
@@ -196,8 +199,9 @@ impl ProcessConfig {
             alignment: c.alignment.unwrap_or_default(),
             path,
         };
-        process.check()?;
         self.check_unused(kind)?;
+        process.check_terminal()?;
+        process.check()?;
         Ok(process)
     }
 
@@ -217,6 +221,7 @@ impl ProcessConfig {
             kappa: general.then_some(c.kappa.unwrap_or(1.0)),
             schedule: discrete.then_some(c.schedule.unwrap_or(Betas::Linear)),
             steps: discrete.then_some(c.steps.unwrap_or(1000)),
+            zero_terminal_snr: discrete.then_some(c.zero_terminal_snr.unwrap_or(false)),
             prediction: Some(p.prediction),
             preconditioning: Some(p.preconditioning),
             sigma_data: Some(p.sigma_data),
@@ -260,7 +265,8 @@ impl ProcessConfig {
             PathKind::SubVp => Path::SubVp { beta_min, beta_max },
             PathKind::Discrete => {
                 let betas = self.schedule.unwrap_or(Betas::Linear).betas(self.steps.unwrap_or(1000));
-                Path::Discrete(Chain::new(&betas)?)
+                let chain = Chain::new(&betas)?;
+                Path::Discrete(if self.zero_terminal_snr == Some(true) { chain.zero_terminal() } else { chain })
             }
         })
     }
@@ -278,6 +284,7 @@ impl ProcessConfig {
             ("kappa", self.kappa.is_some(), general, "with path = \"general_cosine\""),
             ("schedule", self.schedule.is_some(), discrete, chain),
             ("steps", self.steps.is_some(), discrete, chain),
+            ("zero_terminal_snr", self.zero_terminal_snr.is_some(), discrete, chain),
             ("resampling", self.resampling.is_some(), discrete, chain),
             ("variance", self.variance.is_some(), discrete, chain),
             ("time_shift", shifted, unit, "on paths whose time is in [0, 1]"),

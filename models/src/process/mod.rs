@@ -138,6 +138,21 @@ impl Process {
         Ok(())
     }
 
+    /// Where nothing of the data is left at a chain's last step, the output alone must say what the data is.
+    fn check_terminal(&self) -> Result<()> {
+        let Path::Discrete(chain) = &self.path else { return Ok(()) };
+        let last = self.level(Time::step(chain.steps() - 1, chain.steps())?)?;
+        if last.alpha > 0.0 || self.coefficients(&last).determinant(&last).abs() > 1e-8 {
+            return Ok(());
+        }
+        let (own, pre) = (self.prediction, self.preconditioning);
+        let message = format!(
+            "leaves no data at the last step, of which {own:?} with {pre:?} preconditioning says nothing; predict v or \
+             x0 without edm preconditioning"
+        );
+        Err(Error::config("process.zero_terminal_snr", message))
+    }
+
     /// The level at a time.
     pub fn level(&self, time: Time) -> Result<Level<f64>> {
         self.path.level(time)
@@ -299,6 +314,10 @@ mod tests {
             ("beta = [0.1, 20.0]", "process.beta"),
             ("steps = 10", "process.steps"),
             ("preset = \"ddpm\"\nsteps = 0", "process.steps"),
+            ("zero_terminal_snr = true", "process.zero_terminal_snr"),
+            ("preset = \"ddpm\"\nzero_terminal_snr = true", "process.zero_terminal_snr"),
+            ("preset = \"ddpm\"\nzero_terminal_snr = true\nprediction = \"score\"", "process.zero_terminal_snr"),
+            ("preset = \"ddpm\"\nzero_terminal_snr = true\npreconditioning = \"edm\"", "process.zero_terminal_snr"),
             ("path = \"vp\"\nbeta = [0.0, 20.0]", "process.beta"),
             ("preset = \"ddpm\"\ntime_shift = 3.0", "process.time_shift"),
             ("preset = \"ddpm\"\nweighting = { kind = \"cosmap\" }", "process.weighting"),

@@ -154,6 +154,7 @@ impl Preset {
                 target: Target::Scheduled { start: 0.95 },
                 metric: Metric::L2,
                 levels: LevelLaw::Uniform,
+                inverse_gap: false,
                 ..Consistency::default()
             }),
             Preset::Cd => consistency(Consistency {
@@ -163,6 +164,7 @@ impl Preset {
                 target: Target::Average { decay: 0.95 },
                 metric: Metric::L2,
                 levels: LevelLaw::Uniform,
+                inverse_gap: false,
                 ..Consistency::default()
             }),
             Preset::Ict => consistency(Consistency::default()),

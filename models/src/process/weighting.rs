@@ -81,9 +81,8 @@ impl Weighting {
             // g^2 = 2 (sigma sigma' - alpha' sigma^2 / alpha); on the noise it is divided by sigma^2.
             Weighting::Likelihood => wronskian * alpha * 2.0 / (sigma * square(det)),
             Weighting::Edm => {
-                let ratio = sigma / alpha;
-                let (r2, d2) = (ratio * ratio, sigma_data * sigma_data);
-                x0 * (r2 + d2) / (r2 * d2)
+                // 1 / sigma_data^2 + 1 / ratio^2, which holds where nothing of the data is left.
+                x0 * (snr + 1.0 / (sigma_data * sigma_data))
             }
             Weighting::MinSnr { gamma } => x0 * snr.min(one * gamma),
             Weighting::P2 { k, gamma } => noise * ((snr + k).ln() * -gamma).exp(),

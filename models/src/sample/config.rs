@@ -6,7 +6,7 @@ use super::{
     MeanFlow, Multistep, PosteriorVariance, PredictorCorrector, Renoise, Rule, RungeKutta, Sampler, SdeHeun, Spacing,
     Tableau, Tcd, UniPc,
 };
-use crate::process::{Process, TimeDomain};
+use crate::process::{Process, TimeDomain, Variance};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -198,7 +198,7 @@ pub struct SampleConfig {
     pub clip: f64,
     /// Share of the posterior's standard deviation that is fresh noise, 0 to 1.
     pub eta: Option<f64>,
-    /// Variance of `ddpm`.
+    /// Variance of `ddpm`: `small`, `large`, or `learned`, which it is if the process learned it.
     pub variance: Option<PosteriorVariance>,
     /// Where the second slope of `rk2` is, in (0, 1].
     pub alpha: Option<f64>,
@@ -307,7 +307,10 @@ impl SampleConfig {
                     c.eta.get_or_insert(if self.sampler == Ddim { 0.0 } else { 1.0 });
                 }
                 "variance" => {
-                    c.variance.get_or_insert_default();
+                    c.variance.get_or_insert(match process.variance {
+                        Variance::Fixed => PosteriorVariance::Small,
+                        Variance::LearnedRange { .. } => PosteriorVariance::Learned,
+                    });
                 }
                 "alpha" => {
                     c.alpha.get_or_insert(0.5);

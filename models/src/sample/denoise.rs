@@ -38,6 +38,12 @@ pub trait Model {
     /// The outputs, `[branches B, ..]`.
     fn forward(&mut self, call: &NetworkCall<'_>) -> Result<Array>;
 
+    /// The outputs, and of a network that learned the variances of a chain's steps their logarithms' places between
+    /// those of the posterior (-1) and of the forward step (1), `[branches B, ..]` too.
+    fn forward_ranges(&mut self, call: &NetworkCall<'_>) -> Result<(Array, Option<Array>)> {
+        Ok((self.forward(call)?, None))
+    }
+
     /// Output and its derivative along a direction of `x` (`[B, ..]` all), for a call of one branch.
     fn jvp(&mut self, _call: &NetworkCall<'_>, _tangent: &Array) -> Result<(Array, Array)> {
         Err(underivable())
@@ -85,6 +91,9 @@ enum Source<'a> {
     Model(Box<dyn Model + 'a>),
     Known(Known<'a>),
 }
+
+/// The outputs of each branch, and the first one's variances.
+type Outputs = (Vec<Vec<f64>>, Option<Vec<f64>>);
 
 /// A network and the process it was trained for.
 struct Expert<'a> {
@@ -138,17 +147,19 @@ impl Expert<'_> {
         Prepared { x: Array::f32(dims, &scaled), times, seconds, scales }
     }
 
-    /// The outputs, branch after branch.
-    fn outputs(&mut self, x: &[f64], dims: &[usize], jump: Jump<'_>, branches: &[Branch]) -> Result<Vec<Vec<f64>>> {
+    /// The outputs, branch after branch, and the first branch's variances where the network has them.
+    fn outputs(&mut self, x: &[f64], dims: &[usize], jump: Jump<'_>, branches: &[Branch]) -> Result<Outputs> {
         let prepared = self.prepare(x, dims, jump);
-        let output = self.model()?.forward(&prepared.call(jump.from, branches))?;
+        let (output, range) = self.model()?.forward_ranges(&prepared.call(jump.from, branches))?;
         let mut want = dims.to_vec();
         want[0] *= branches.len();
-        if output.dims() != want {
-            let got = output.dims();
-            return Err(Error::Domain(format!("the network gave dims {got:?} for a state of {want:?}")));
+        for got in std::iter::once(&output).chain(&range).map(Array::dims) {
+            if got != want {
+                return Err(Error::Domain(format!("the network gave dims {got:?} for a state of {want:?}")));
+            }
         }
-        Ok(output.to_f64_vec().chunks(x.len()).map(<[f64]>::to_vec).collect())
+        let range = range.map(|r| r.to_f64_vec()[..x.len()].to_vec());
+        Ok((output.to_f64_vec().chunks(x.len()).map(<[f64]>::to_vec).collect(), range))
     }
 
     /// Data and noise of states whose outputs these are.
@@ -192,6 +203,7 @@ pub struct Denoiser<'a> {
     terms: Vec<Box<dyn ScoreTerm + 'a>>,
     clip: Option<f64>,
     memory: Option<Memory>,
+    range: Option<Vec<f64>>,
     evaluations: usize,
 }
 
@@ -233,6 +245,7 @@ impl<'a> Denoiser<'a> {
             terms: vec![],
             clip: None,
             memory: None,
+            range: None,
             evaluations: 0,
         }
     }
@@ -274,6 +287,12 @@ impl<'a> Denoiser<'a> {
         &self.dims
     }
 
+    /// Where the network put the logarithms of the last estimate's variances, see [`Model::forward_ranges`]: those of
+    /// the conditional branch, which guidance does not change.
+    pub fn range(&self) -> Option<&[f64]> {
+        self.range.as_deref()
+    }
+
     /// How many times the network was evaluated (a guided evaluation counts once).
     pub fn evaluations(&self) -> usize {
         self.evaluations
@@ -303,6 +322,7 @@ impl<'a> Denoiser<'a> {
             let rows = |v: &[f64]| gather(v, parents, each);
             (*x, estimate.x0, estimate.noise) = (rows(x), rows(&estimate.x0), rows(&estimate.noise));
             (*from, *to) = (gather(from, parents, 1), gather(to, parents, 1));
+            self.range = self.range.take().map(|r| gather(&r, parents, each));
         }
     }
 
@@ -362,7 +382,8 @@ impl<'a> Denoiser<'a> {
                     true => &[Branch::Conditional, Branch::Contrast],
                     false => &[Branch::Conditional],
                 };
-                let mut outputs = self.main.outputs(x, &self.dims, jump, branches)?;
+                let (mut outputs, range) = self.main.outputs(x, &self.dims, jump, branches)?;
+                self.range = range;
                 let contrast = outputs.split_off(1).pop();
                 let mut output = outputs.swap_remove(0);
                 if let Some(contrast) = contrast {
@@ -382,7 +403,7 @@ impl<'a> Denoiser<'a> {
             let own: Vec<f64> = x.iter().enumerate().map(|(i, &v)| v * met[i / each].1).collect();
             let at: Vec<Level<f64>> = met.iter().map(|m| m.0).collect();
             let to: Vec<Level<f64>> = meet(jump.to, guide)?.iter().map(|m| m.0).collect();
-            let outputs = guide.outputs(&own, &self.dims, Jump { from: &at, to: &to }, &[Branch::Conditional])?;
+            let (outputs, _) = guide.outputs(&own, &self.dims, Jump { from: &at, to: &to }, &[Branch::Conditional])?;
             let contrast = guide.solve(&own, &outputs[0], &at).x0;
             for (s, &scale) in scales.iter().enumerate().filter(|(_, scale)| **scale != 1.0) {
                 let range = s * each..(s + 1) * each;

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::network::{Inputs, Network};
 use crate::params::{ParamSpec, Params};
-use crate::process::{Level, Process};
+use crate::process::{Level, Process, Variance};
 use crate::step::Port;
 use crate::{Error, Result};
 use dnx_codegen::{Precision, compile};
@@ -32,6 +32,11 @@ pub struct ForwardProgram {
 /// # Errors
 /// If guidance is asked of a network without classes.
 pub fn forward_program(network: &Network, batch: usize, guided: bool) -> Result<ForwardProgram> {
+    evaluation_program(network, batch, guided, false)
+}
+
+/// [`forward_program`], with the network's variances as a second result if they are wanted.
+fn evaluation_program(network: &Network, batch: usize, guided: bool, variances: bool) -> Result<ForwardProgram> {
     let classes = network.classes();
     if guided && classes == 0 {
         return Err(Error::config("sample.cfg", "guidance needs a network with classes; model.classes is 0"));
@@ -41,7 +46,7 @@ pub fn forward_program(network: &Network, batch: usize, guided: bool) -> Result<
     let declared = Params::declare(&g, &params);
     let inputs = Inputs::declare(&g, batch, network)?;
     let root = declared.root();
-    let result = match inputs.label {
+    let outputs = match inputs.label {
         Some(label) if guided => {
             let contrast = g.param("contrast", Type::new(DType::I32, [batch]));
             let twice = |t| g.concat(&[t, t], 0);
@@ -52,11 +57,13 @@ pub fn forward_program(network: &Network, batch: usize, guided: bool) -> Result<
                 label: Some(g.concat(&[label, contrast], 0)),
                 second: inputs.second.map(twice),
             };
-            network.forward(&root, both)
+            network.evaluate(&root, both, None)
         }
-        _ => network.forward(&root, inputs),
+        _ => network.evaluate(&root, inputs, None),
     };
-    Ok(program(g.finish(&[result])?, params))
+    let mut results = vec![outputs.prediction];
+    results.extend(outputs.variance.filter(|_| variances));
+    Ok(program(g.finish(&results)?, params))
 }
 
 fn program(func: Func, params: Vec<ParamSpec>) -> ForwardProgram {
@@ -291,7 +298,7 @@ impl Generator {
         let process = self.process.clone();
         let (sampler, grid) = (config.sampler(&process)?, config.grid(&process)?);
         let kernel = sampler.gaussian().ok_or_else(|| {
-            Error::config("sample.sampler", "has no Gaussian steps to draft; take ddpm, or ddim with eta above 0")
+            Error::config("sample.sampler", "has no Gaussian steps of one deviation to draft; take ddpm with variance small or large, or ddim with eta above 0")
         })?;
         let seeds = request.seeds;
         let (labels, contrast) = self.labels(config, request)?;
@@ -418,9 +425,10 @@ impl Generator {
     }
 
     fn compile(&self, form: Form) -> Result<Bound> {
+        let variances = self.process.variance != Variance::Fixed;
         let program = match form {
-            Form::Plain => forward_program(&self.network, self.batch, false)?,
-            Form::Guided => forward_program(&self.network, self.batch, true)?,
+            Form::Plain => evaluation_program(&self.network, self.batch, false, variances)?,
+            Form::Guided => evaluation_program(&self.network, self.batch, true, variances)?,
             Form::Jvp => jvp_program(&self.network, self.batch)?,
             Form::Vjp => vjp_program(&self.network, self.batch)?,
         };
@@ -499,12 +507,18 @@ impl Conditioned<'_> {
 
 impl Model for Conditioned<'_> {
     fn forward(&mut self, call: &NetworkCall<'_>) -> Result<Array> {
+        Ok(self.forward_ranges(call)?.0)
+    }
+
+    fn forward_ranges(&mut self, call: &NetworkCall<'_>) -> Result<(Array, Option<Array>)> {
         let form = match call.branches {
             [_] => Form::Plain,
             [Branch::Conditional, Branch::Contrast] => Form::Guided,
             other => return Err(Error::Domain(format!("a network is not evaluated under {other:?}"))),
         };
-        Ok(self.generator.execute(form, &self.inputs(call))?.swap_remove(0))
+        let mut results = self.generator.execute(form, &self.inputs(call))?.into_iter();
+        let output = results.next().ok_or_else(|| Error::Device("the network gave nothing".into()))?;
+        Ok((output, results.next()))
     }
 
     fn jvp(&mut self, call: &NetworkCall<'_>, tangent: &Array) -> Result<(Array, Array)> {

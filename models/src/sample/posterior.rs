@@ -3,7 +3,8 @@
 
 use super::kernel::StepLaw;
 use super::{Denoiser, Estimate, GaussianStep, Noise, Run, Sampler, Step, Stepper};
-use crate::Result;
+use crate::process::Variance;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Variance of DDPM's steps.
@@ -15,6 +16,8 @@ pub enum PosteriorVariance {
     Small,
     /// That of the forward step.
     Large,
+    /// What the network learned, between these two in each element (Nichol and Dhariwal, 2021, equation 15).
+    Learned,
 }
 
 /// Ancestral sampling (Ho et al., 2020). The last step gives the mean.
@@ -48,7 +51,8 @@ impl Ddpm {
         let (from, to) = (step.from.sigma.powi(2), step.to.sigma.powi(2));
         let std = match self.variance {
             _ if step.is_last() => 0.0,
-            PosteriorVariance::Small => (variance * to / from).sqrt(),
+            // Learned ones have no common deviation: this is their least.
+            PosteriorVariance::Small | PosteriorVariance::Learned => (variance * to / from).sqrt(),
             PosteriorVariance::Large => variance.sqrt(),
         };
         StepLaw { state: ratio * to / from, data: step.to.alpha * variance / from, noise: 0.0, std }
@@ -68,10 +72,14 @@ impl Ddim {
 
 impl Sampler for Ddpm {
     fn gaussian(&self) -> Option<&dyn GaussianStep> {
-        Some(self)
+        (self.variance != PosteriorVariance::Learned).then_some(self as &dyn GaussianStep)
     }
 
-    fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
+    fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
+        if self.variance == PosteriorVariance::Learned && run.process.variance == Variance::Fixed {
+            let message = "is learned, and process.variance is not: take small or large";
+            return Err(Error::config("sample.variance", message));
+        }
         Ok(Box::new(*self))
     }
 }
@@ -79,7 +87,18 @@ impl Sampler for Ddpm {
 impl Stepper for Ddpm {
     fn step(&mut self, x: &mut [f64], denoiser: &mut Denoiser<'_>, step: &Step, noise: &mut dyn Noise) -> Result<()> {
         let estimate = denoiser.estimate(x, &step.from)?;
-        draw(x, &self.coefficients(step), &estimate, noise);
+        let law = self.coefficients(step);
+        if self.variance != PosteriorVariance::Learned || step.is_last() {
+            draw(x, &law, &estimate, noise);
+            return Ok(());
+        }
+        let range = denoiser.range().ok_or_else(|| Error::Domain("this network gives no variances".into()))?;
+        let (large, small) = (forward(step).variance.ln(), 2.0 * law.std.ln());
+        for (i, (x, z)) in x.iter_mut().zip(noise.draw()).enumerate() {
+            let share = 0.5 * (range[i] + 1.0);
+            let std = (0.5 * (share * large + (1.0 - share) * small)).exp();
+            *x = law.mean(*x, estimate.x0[i], estimate.noise[i]) + std * z;
+        }
         Ok(())
     }
 }

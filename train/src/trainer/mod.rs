@@ -18,7 +18,7 @@ use crate::config::{Config, Resolved};
 use crate::data::{Batch, Dataset};
 use crate::{Error, Result};
 use dnx_ir::{Array, DType, Type};
-use dnx_models::loss::TEACHER;
+use dnx_models::loss::{LossOptions, LossProgram, TEACHER};
 use dnx_models::process::Teacher;
 use dnx_models::sample::GuidanceKind;
 use dnx_models::step::{NO_BAD_STEP, Role, StateSpec, StepOptions, TrainProgram, train_only, train_step_with};
@@ -41,6 +41,20 @@ pub struct Trainer {
 /// Builds the training step of a configuration, with the teacher it names.
 pub fn build_step(resolved: &Resolved) -> Result<TrainProgram> {
     build_with(resolved, crate::teacher::load(resolved)?.as_ref())
+}
+
+/// Builds the loss of a whole batch of a configuration, with the teacher it names.
+pub fn build_loss(resolved: &Resolved) -> Result<LossProgram> {
+    let (config, teacher) = (&resolved.config, crate::teacher::load(resolved)?);
+    let options = LossOptions {
+        network: &config.model,
+        process: &resolved.process,
+        teacher: teacher.as_ref(),
+        batch: resolved.batch(),
+        accumulate: 1,
+        level_bins: 0,
+    };
+    options.build().map_err(|e| resolved.locate(e))
 }
 
 fn build_with(resolved: &Resolved, teacher: Option<&Teacher>) -> Result<TrainProgram> {
