@@ -203,7 +203,7 @@ fn main() -> Result<(), Box<dyn Error>> {
          on the cpu device. Seconds are those of training and sampling all three, on a machine that did other work too.\n\n\
          `ct` compares with an average whose published schedule ends with a memory of 1,960 steps, made for runs of 800,000;\n\
          in 3,000 it does not keep up. With an average of decay 0.95 and all else as published it does.\n\
-         `mean_flow` in one step is limited by how rarely its published times are near 1, where that step begins. `iddpm` is\n\
+         `mean_flow` in one step does better with uniform times or a time scale of 1 than with those here. `iddpm` is\n\
          sampled with the posterior's variances. `rectified_flow` is `sit` by another name.\n\n| preset | steps | evaluations | two moons | eight Gaussians | checkerboard | seconds |\n\
          |---|---|---|---|---|---|---|\n",
     );
