@@ -179,6 +179,28 @@ fn views() {
 }
 
 #[test]
+fn layouts() {
+    // In tiles, and where those don't come out even; wide and narrow elements on either side.
+    for dims in [[96, 160], [64, 1000], [72, 136], [131, 37], [24, 509]] {
+        for (from, to) in [(DType::F32, DType::F32), (DType::F16, DType::F32), (DType::BF16, DType::F16)] {
+            let types = [Type::new(from, dims), Type::f32([dims[1], dims[0]]), Type::f32([dims[1], 1])];
+            check(&typed("turned", &types, |_, p| {
+                let x = p[0].convert(DType::F32).transpose(&[1, 0]);
+                vec![x.convert(to), (x * p[1] + p[2]).convert(to)]
+            }));
+        }
+    }
+    for order in [[2, 0, 1], [1, 2, 0], [0, 2, 1], [2, 1, 0], [1, 0, 2]] {
+        check(&graph(&[&[16, 24, 40]], |_, p| vec![p[0].transpose(&order) + 1.0, p[0].transpose(&order).sin()]));
+    }
+    // What is read in order too.
+    check(&graph(&[&[48, 16, 48], &[48]], |_, p| {
+        let turned = p[0].transpose(&[2, 1, 0]);
+        vec![turned * p[0] + p[1].reshape(&[48, 1, 1]), turned.sin() - p[1]]
+    }));
+}
+
+#[test]
 fn donated_steps() {
     let f = graph(&[&[100, 30], &[100, 30], &[7], &[]], |_, p| {
         let m = p[1] * 0.9 + p[0] * 0.1;

@@ -303,11 +303,7 @@ impl Work<'_> {
     /// Stores sums that were made in scratch.
     unsafe fn put(&self, m: &Option<Matrix>, batch: usize, span: Span, tile: Tile) {
         let Some(m) = m.as_ref().filter(|m| !m.is_plain()) else { return };
-        for i in 0..span.len {
-            for e in 0..self.plan.head {
-                unsafe { m.set(self.args, batch, span.from + i, e, *tile.from(i, e).ptr) };
-            }
-        }
+        unsafe { m.put(self.args, batch, (span.from, span.len), self.plan.head, tile) };
     }
 
     unsafe fn clear(&self, rows: usize, tile: Tile) {

@@ -2,9 +2,10 @@
 
 use super::native::Pass;
 #[cfg(target_arch = "x86_64")]
-use super::native::{STREAMS, Source, Stream};
+use super::native::{STREAMS, Source, Storage, Stream};
 use super::ops::{Ops, Src};
 use super::plan::{Class, Domain, Load, Place, Plan, Step, StepOp, StoreTo, Walk};
+use super::product::turn;
 use super::space::{MAX_RANK, for_runs};
 use dnx_ir::{DType, ReduceKind};
 use half::slice::HalfFloatSliceExt;
@@ -228,17 +229,20 @@ impl Plan {
                     Stream { ptr: value(v).ptr as *mut u8, row }
                 }
                 Source::Lines(which, row) => {
-                    let (arg, index) = &pass.lines[which];
-                    let base = self.base(index, Walk::Runs, Domain::Full, at);
-                    dense &= 4 * row as isize == line || chunk.rows == 1;
-                    Stream { ptr: env.args[*arg].wrapping_offset(4 * base as isize), row: 4 * row as isize }
+                    let lines = &pass.lines[which];
+                    let base = self.base(&lines.index, Walk::Runs, Domain::Full, at) as isize;
+                    let bytes = lines.storage.bytes() as isize;
+                    dense &= row as usize == chunk.cols || chunk.rows == 1;
+                    Stream { ptr: env.args[lines.arg].wrapping_offset(bytes * base), row: bytes * row as isize }
                 }
                 Source::Row(v) => Stream { ptr: value(v).ptr as *mut u8, row: 4 * value(v).step as isize },
                 Source::Uniform(v) => Stream { ptr: value(v).ptr as *mut u8, row: 0 },
-                Source::Store(store) => {
+                Source::Store(store, row) => {
                     let to = &self.stores[store];
-                    let base = self.base(&to.index, to.walk, to.domain, at);
-                    Stream { ptr: env.args[to.arg].wrapping_offset(4 * base as isize), row: line }
+                    let base = self.base(&to.index, to.walk, to.domain, at) as isize;
+                    let bytes = Storage::of(to.dtype).bytes() as isize;
+                    dense &= row as usize == chunk.cols || chunk.rows == 1;
+                    Stream { ptr: env.args[to.arg].wrapping_offset(bytes * base), row: bytes * row as isize }
                 }
                 Source::Accumulator(slot) => {
                     let words = unsafe { env.accumulators.add(slot * self.stride + chunk.col) };
@@ -295,6 +299,12 @@ impl Plan {
                 Src { ptr: words.wrapping_offset(base as isize), step: 1 }
             }
             Walk::Runs => {
+                let plain = load.tests.is_empty() && load.dynamic.is_empty();
+                if let Some((base, step)) = load.index.turned(dims, at, n).filter(|_| plain) {
+                    let cols = dims[dims.len() - 1];
+                    unsafe { turn_lines(load.dtype, memory, base, step, dst, (n / cols, cols)) };
+                    return Src { ptr: dst, step: 1 };
+                }
                 let step = load.index.step(dims.len());
                 let mut view = None;
                 for_runs(dims, at, n, |place, done, len| {
@@ -527,7 +537,7 @@ unsafe fn element(dtype: DType, memory: *const u8, at: isize) -> u32 {
 }
 
 /// Elements `base, base + step..` of an argument into words.
-unsafe fn copy_line(dtype: DType, memory: *const u8, base: i64, step: i64, out: *mut u32, n: usize) {
+pub(crate) unsafe fn copy_line(dtype: DType, memory: *const u8, base: i64, step: i64, out: *mut u32, n: usize) {
     let (base, step) = (base as isize, step as isize);
     unsafe {
         match (dtype, step) {
@@ -558,14 +568,52 @@ unsafe fn copy_line(dtype: DType, memory: *const u8, base: i64, step: i64, out: 
     }
 }
 
+/// `rows` rows of `cols` words each of an argument: those of a row lie `step` apart, those of a column side by side.
+unsafe fn turn_lines(
+    dtype: DType,
+    memory: *const u8,
+    base: i64,
+    step: i64,
+    out: *mut u32,
+    (rows, cols): (usize, usize),
+) {
+    /// Elements of 16 bits are widened so many at a time before they are turned.
+    const WIDE: (usize, usize) = (64, 16);
+    unsafe {
+        if dtype.size() != 2 {
+            let from = (memory as *const f32).offset(base as isize);
+            return turn((rows, cols), from, step as isize, out as *mut f32, cols);
+        }
+        let mut wide = [0u32; WIDE.0 * WIDE.1];
+        for row in (0..rows).step_by(WIDE.0) {
+            let m = WIDE.0.min(rows - row);
+            for col in (0..cols).step_by(WIDE.1) {
+                let n = WIDE.1.min(cols - col);
+                for j in 0..n {
+                    let at = base + row as i64 + (col + j) as i64 * step;
+                    copy_line(dtype, memory, at, 1, wide.as_mut_ptr().add(j * WIDE.0), m);
+                }
+                let to = out.add(row * cols + col) as *mut f32;
+                turn((m, n), wide.as_ptr() as *const f32, WIDE.0 as isize, to, cols);
+            }
+        }
+    }
+}
+
 /// Words into elements `base, base + step..` of an argument.
-unsafe fn put_line(dtype: DType, memory: *mut u8, base: i64, step: i64, v: Src, n: usize) {
+pub(crate) unsafe fn put_line(dtype: DType, memory: *mut u8, base: i64, step: i64, v: Src, n: usize) {
     let (base, step) = (base as isize, step as isize);
     unsafe {
         match dtype {
             DType::F16 if step == 1 && v.step == 1 => {
                 let to = std::slice::from_raw_parts_mut((memory as *mut f16).offset(base), n);
                 to.convert_from_f32_slice(std::slice::from_raw_parts(v.ptr as *const f32, n));
+            }
+            DType::BF16 if step == 1 && v.step == 1 => {
+                let to = std::slice::from_raw_parts_mut((memory as *mut u16).offset(base), n);
+                for (o, &x) in to.iter_mut().zip(std::slice::from_raw_parts(v.ptr as *const f32, n)) {
+                    *o = (super::ops::round_bf16(x).to_bits() >> 16) as u16;
+                }
             }
             DType::F16 | DType::BF16 => {
                 let to = (memory as *mut u16).offset(base);

@@ -1,5 +1,7 @@
 //! Matrices of an attention kernel, where they lie in arguments: one per batch entry, rows along queries or keys.
 
+use super::exec::{copy_line, put_line};
+use super::ops::Src;
 use dnx_codegen::kernel::{Idx, Inst, InstId, Kernel, Role};
 use dnx_ir::DType;
 use half::{bf16, f16};
@@ -32,6 +34,15 @@ pub(crate) struct Matrix {
     /// Dims of the batch, of rows and of columns, with their extents.
     dims: [Vec<(usize, usize)>; 3],
     rank: usize,
+}
+
+/// Elements in memory: the first one's place, and the distances of rows and columns, in elements.
+struct Stretch {
+    memory: *mut u8,
+    dtype: DType,
+    at: i64,
+    row: i64,
+    col: i64,
 }
 
 #[derive(Clone, Debug)]
@@ -75,11 +86,7 @@ impl Matrix {
     pub(crate) fn memory(kernel: &Kernel, arg: u32, index: &Idx, roles: [Role; 2]) -> Matrix {
         let dims = dims(kernel, roles);
         let dtype = kernel.args[arg as usize].dtype;
-        let line = if dtype == DType::F32 && index.is_affine() {
-            line(index, &dims[1]).zip(line(index, &dims[2]))
-        } else {
-            None
-        };
+        let line = if index.is_affine() { line(index, &dims[1]).zip(line(index, &dims[2])) } else { None };
         let place = Place::Memory { arg: arg as usize, dtype, index: index.clone(), line };
         Matrix { place, dims, rank: kernel.dims.len() }
     }
@@ -87,12 +94,7 @@ impl Matrix {
     /// Whether it is used where it lies: `f32`, its columns side by side.
     pub(crate) fn is_plain(&self) -> bool {
         let single = self.dims[2].iter().all(|d| d.1 == 1);
-        matches!(self.place, Place::Memory { line: Some((_, col)), .. } if col == 1 || single)
-    }
-
-    /// Whether rows and columns have strides.
-    fn is_even(&self) -> bool {
-        matches!(self.place, Place::Memory { line: Some(_), .. })
+        matches!(self.place, Place::Memory { dtype: DType::F32, line: Some((_, col)), .. } if col == 1 || single)
     }
 
     /// Whether every element is zero.
@@ -114,8 +116,8 @@ impl Matrix {
 
     /// The tile at a row and column of a matrix with strides.
     pub(crate) fn plain(&self, args: &[*mut u8], batch: usize, row: usize, col: usize) -> Tile {
-        let Place::Memory { arg, index, line: Some((r, c)), .. } = &self.place else {
-            unreachable!("asked of matrices with strides alone")
+        let Place::Memory { arg, dtype: DType::F32, index, line: Some((r, c)) } = &self.place else {
+            unreachable!("asked of matrices of f32 with strides alone")
         };
         let base = Tile { ptr: args[*arg] as *mut f32, row: *r, col: *c };
         Tile { ptr: base.ptr.wrapping_add(self.index(index, [batch, 0, 0])), ..base }.from(row, col)
@@ -138,22 +140,50 @@ impl Matrix {
 
     /// The first elements of `rows` rows, into `to`.
     pub(crate) unsafe fn column(&self, args: &[*mut u8], batch: usize, (row, rows): (usize, usize), to: *mut f32) {
-        if self.is_even() {
-            let from = self.plain(args, batch, row, 0);
-            (0..rows).for_each(|r| unsafe { *to.add(r) = *from.from(r, 0).ptr });
-        } else {
-            (0..rows).for_each(|r| unsafe { *to.add(r) = self.get(args, batch, row + r, 0) });
+        match self.stretch(args, batch, row, 0) {
+            Some(s) => unsafe { copy_line(s.dtype, s.memory, s.at, s.row, to as *mut u32, rows) },
+            None => (0..rows).for_each(|r| unsafe { *to.add(r) = self.get(args, batch, row + r, 0) }),
         }
     }
 
     /// Sets the first elements of `rows` rows.
     pub(crate) unsafe fn set_column(&self, args: &[*mut u8], batch: usize, (row, rows): (usize, usize), x: *const f32) {
-        if self.is_even() {
-            let to = self.plain(args, batch, row, 0);
-            (0..rows).for_each(|r| unsafe { *to.from(r, 0).ptr = *x.add(r) });
-        } else {
-            (0..rows).for_each(|r| unsafe { self.set(args, batch, row + r, 0, *x.add(r)) });
+        match self.stretch(args, batch, row, 0) {
+            Some(s) => {
+                let x = Src { ptr: x as *const u32, step: 1 };
+                unsafe { put_line(s.dtype, s.memory, s.at, s.row, x, rows) }
+            }
+            None => (0..rows).for_each(|r| unsafe { self.set(args, batch, row + r, 0, *x.add(r)) }),
         }
+    }
+
+    /// Sets `rows` rows of `cols` elements from a row on.
+    pub(crate) unsafe fn put(
+        &self,
+        args: &[*mut u8],
+        batch: usize,
+        (row, rows): (usize, usize),
+        cols: usize,
+        tile: Tile,
+    ) {
+        let to = self.stretch(args, batch, row, 0).filter(|_| tile.col == 1);
+        for r in 0..rows {
+            let from = tile.from(r, 0);
+            match &to {
+                Some(s) => {
+                    let x = Src { ptr: from.ptr as *const u32, step: 1 };
+                    unsafe { put_line(s.dtype, s.memory, s.at + r as i64 * s.row, s.col, x, cols) }
+                }
+                None => (0..cols).for_each(|c| unsafe { self.set(args, batch, row + r, c, *from.from(0, c).ptr) }),
+            }
+        }
+    }
+
+    /// Where an element lies, and the distances of rows and columns, if they have any.
+    fn stretch(&self, args: &[*mut u8], batch: usize, row: usize, col: usize) -> Option<Stretch> {
+        let Place::Memory { arg, dtype, index, line: Some((r, c)) } = &self.place else { return None };
+        let at = self.index(index, [batch, 0, 0]) as i64 + (row as isize * r + col as isize * c) as i64;
+        Some(Stretch { memory: args[*arg], dtype: *dtype, at, row: *r as i64, col: *c as i64 })
     }
 
     /// Sets an element.
@@ -181,9 +211,15 @@ impl Matrix {
         if self.is_plain() {
             return self.plain(args, batch, row, col);
         }
+        let from = self.stretch(args, batch, row, col);
         for r in 0..rows {
-            for c in 0..cols {
-                unsafe { *pack.add(r * cols + c) = self.get(args, batch, row + r, col + c) };
+            let to = unsafe { pack.add(r * cols) };
+            match &from {
+                Some(s) => {
+                    let at = s.at + r as i64 * s.row;
+                    unsafe { copy_line(s.dtype, s.memory, at, s.col, to as *mut u32, cols) }
+                }
+                None => (0..cols).for_each(|c| unsafe { *to.add(c) = self.get(args, batch, row + r, col + c) }),
             }
         }
         Tile { ptr: pack, row: cols as isize, col: 1 }

@@ -80,6 +80,19 @@ impl<'k> Planner<'k> {
         })
     }
 
+    /// Walks the points in tiles if that serves the kernel's loads; see [`Space::tiles`]. Before anything is added.
+    pub(crate) fn tile(&mut self) {
+        let loads = self.kernel.insts.iter().filter_map(|inst| match inst {
+            Inst::Load { index, .. } => Some(self.space.index(index)),
+            _ => None,
+        });
+        let loads: Vec<Index> = loads.collect();
+        if let Some((dim, tile)) = self.space.tiles(&loads) {
+            self.space = self.space.cut(dim, tile);
+            self.chunk = tile;
+        }
+    }
+
     /// What stands for an instruction.
     pub(crate) fn give(&mut self, id: InstId, given: Given) {
         self.given.insert(id, given);
@@ -495,7 +508,7 @@ impl<'k> Planner<'k> {
         }
         // Rows that passes find by their distance follow one another in the last of the outer dims only.
         let together = match self.space.outer {
-            outer if super::native::jumps(&work, outer) => self.space.dims[outer - 1],
+            outer if outer > 0 && super::native::jumps(&work) => self.space.dims[outer - 1],
             _ => usize::MAX,
         };
         let mut last_use = vec![0; vals];

@@ -1,6 +1,7 @@
 //! `Loop` and `Row` kernels: independent rows, in chunks.
 //!
-//! A loop's row is its last (merged) dim; a row kernel's is all reduced dims, and a chunk holds whole rows.
+//! A loop's row is its last (merged) dim, or a tile's part of it where a load has its elements side by side along another
+//! dim; a row kernel's is all reduced dims, and a chunk holds whole rows.
 
 use super::exec::{Block, Env};
 use super::ops::Ops;
@@ -50,6 +51,9 @@ impl Rows {
             whole = kernel.stores.iter().any(|s| (s.index.dims() | masks[s.value.index()]) & inner_mask == 0);
         }
         let mut planner = Planner::new(kernel, in_place, &outer, &last, &seen, whole)?;
+        if !whole {
+            planner.tile();
+        }
         for store in &kernel.stores {
             planner.store(store)?;
         }

@@ -11,8 +11,8 @@ use dnx_codegen::kernel::{Atom, Check, Idx};
 pub(crate) struct Space {
     pub(crate) dims: Vec<usize>,
     pub(crate) outer: usize,
-    /// For each dim the kernel dim whose coefficient it takes: the fastest one merged into it.
-    from: Vec<usize>,
+    /// For each dim the kernel dim whose coefficient it takes (the fastest one merged into it), and how many times.
+    from: Vec<(usize, i64)>,
     /// For each dim the slowest kernel dim merged into it.
     begin: Vec<usize>,
 }
@@ -79,13 +79,13 @@ impl Space {
             for &(dim, size) in group.iter().filter(|d| d.1 != 1) {
                 let last = space.dims.len();
                 let merges =
-                    last > first && forms.iter().all(|f| f.coef(space.from[last - 1]) == f.coef(dim) * size as i64);
+                    last > first && forms.iter().all(|f| f.coef(space.from[last - 1].0) == f.coef(dim) * size as i64);
                 if merges {
                     space.dims[last - 1] *= size;
-                    space.from[last - 1] = dim;
+                    space.from[last - 1] = (dim, 1);
                 } else {
                     space.dims.push(size);
-                    space.from.push(dim);
+                    space.from.push((dim, 1));
                     space.begin.push(dim);
                 }
             }
@@ -100,6 +100,41 @@ impl Space {
     pub(crate) fn last_begins(&self, dims: &[(usize, usize)]) -> usize {
         let begin = self.begin.last();
         dims.iter().position(|d| Some(&d.0) == begin).unwrap_or(dims.len())
+    }
+
+    /// The outer dim along which a strided load has its elements side by side, and rows and columns of the tiles in which
+    /// it reads whole lines of the cache. None if no load strides, or tiles don't come out even.
+    pub(crate) fn tiles(&self, loads: &[Index]) -> Option<(usize, (usize, usize))> {
+        /// A tile's most rows and columns: its lines stay in the innermost cache.
+        const TILE: (usize, usize) = (32, 64);
+        /// Points below which all lines stay there anyway.
+        const FEW: usize = 4096;
+        if self.dims.len() != self.outer + 1 || self.dims.len() + 2 > MAX_RANK || self.rows() * self.cols() < FEW {
+            return None;
+        }
+        let part = |n: usize, most: usize| (8..=most).rev().find(|&part| n.is_multiple_of(part));
+        loads.iter().filter(|load| load.parts.is_empty() && load.coef[self.outer].abs() > 1).find_map(|load| {
+            let dim = (0..self.outer).find(|&d| load.coef[d] == 1)?;
+            Some((dim, (part(self.dims[dim], TILE.0)?, part(self.cols(), TILE.1)?)))
+        })
+    }
+
+    /// The same points in tiles of `rows` coordinates of outer dim `dim` by `cols` of the only inner one: these come
+    /// last, and tiles follow one another along `dim`.
+    pub(crate) fn cut(&self, dim: usize, (rows, cols): (usize, usize)) -> Space {
+        let inner = self.outer;
+        let mut space = Space { dims: vec![], outer: inner + 2, from: vec![], begin: vec![] };
+        let mut push = |d: usize, size: usize, times: usize| {
+            space.dims.push(size);
+            space.from.push((self.from[d].0, self.from[d].1 * times as i64));
+            space.begin.push(self.begin[d]);
+        };
+        (0..inner).filter(|&d| d != dim).for_each(|d| push(d, self.dims[d], 1));
+        push(inner, self.dims[inner] / cols, cols);
+        push(dim, self.dims[dim] / rows, rows);
+        push(dim, rows, 1);
+        push(inner, cols, 1);
+        space
     }
 
     /// Points of one row.
@@ -122,7 +157,11 @@ impl Space {
             };
             Some(Part { coef: *coef, index: self.index(inner), by, remainder, magic: Magic::new(by) })
         });
-        Index { offset: idx.offset, coef: self.from.iter().map(|&d| idx.coef(d)).collect(), parts: parts.collect() }
+        Index {
+            offset: idx.offset,
+            coef: self.from.iter().map(|&(d, times)| times * idx.coef(d)).collect(),
+            parts: parts.collect(),
+        }
     }
 
     /// Compiles checks.
@@ -234,9 +273,28 @@ impl Index {
         flat.then(|| if outer == 0 { 0 } else { self.coef[outer - 1] })
     }
 
-    /// Whether the distance of rows holds only while the last of the slowest `outer` dims counts.
-    pub(crate) fn jumps(&self, outer: usize) -> bool {
-        outer > 1 && self.coef[..outer].iter().any(|&c| c != 0)
+    /// Whether the distance of rows holds only while the last of the slowest `outer` of `dims` counts.
+    pub(crate) fn jumps(&self, dims: &[usize], outer: usize) -> bool {
+        (1..outer).any(|d| self.coef[d - 1] != self.coef[d] * dims[d] as i64)
+    }
+
+    /// Along the flat range `at .. at + n` of `dims`, some whole rows: the first element and the step, if these are
+    /// side by side from row to row instead of along the rows.
+    pub(crate) fn turned(&self, dims: &[usize], at: usize, n: usize) -> Option<(i64, i64)> {
+        let [.., rows, cols] = *dims else { return None };
+        let rank = dims.len();
+        let (first, count) = (at / cols.max(1) % rows.max(1), n / cols.max(1));
+        let whole = n > 0 && at.is_multiple_of(cols) && n.is_multiple_of(cols) && first + count <= rows;
+        if !self.parts.is_empty() || !whole || self.coef[rank - 2] != 1 || self.coef[rank - 1] == 1 {
+            return None;
+        }
+        let mut place = [0; MAX_RANK];
+        let mut rest = at;
+        for d in (0..rank).rev() {
+            place[d] = rest % dims[d];
+            rest /= dims[d];
+        }
+        Some((self.at(&place[..rank]), self.coef[rank - 1]))
     }
 
     /// Step along the last of `rank` dims.
@@ -361,5 +419,59 @@ impl Test {
                 *m &= u32::from(x >= lo) & u32::from(x < hi) & u32::from(r == 0);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The index `sum of coef * dim`.
+    fn line(coef: &[i64]) -> Idx {
+        let terms = coef.iter().enumerate().map(|(d, &c)| (c, Atom::Dim(d as u32)));
+        Idx { terms: terms.collect(), ..Idx::default() }
+    }
+
+    #[test]
+    fn tiles_hold_every_point_once() {
+        // Results in order; operands whose elements lie side by side along a slower dim.
+        for (dims, load) in [
+            ([1, 96, 160], [0, 1, 96]),
+            ([5, 40, 72], [2880, 1, 40]),
+            ([64, 5, 72], [1, 64 * 72, 64]),
+            ([64, 9, 1000], [1, 64_000, 64]),
+        ] {
+            let store = line(&[(dims[1] * dims[2]) as i64, dims[2] as i64, 1]);
+            let load = line(&load);
+            let outer = [(0, dims[0]), (1, dims[1])];
+            let space = Space::new(&outer, &[(2, dims[2])], &[&store, &load]);
+            let (dim, tile) = space.tiles(&[space.index(&load)]).expect("it strides");
+            let cut = space.cut(dim, tile);
+            assert_eq!((cut.cols(), cut.rows() * cut.cols()), (tile.1, dims.iter().product()));
+            let (to, from) = (cut.index(&store), cut.index(&load));
+            assert!(from.turned(&cut.dims, 0, tile.0 * tile.1).is_some());
+            let mut seen = vec![false; dims.iter().product()];
+            for_runs(&cut.dims, 0, seen.len(), |place, _, len| {
+                for i in 0..len {
+                    let along = |index: &Index| index.at(place) + i as i64 * index.step(cut.dims.len());
+                    let at = along(&to) as usize;
+                    assert!(!std::mem::replace(&mut seen[at], true));
+                    let point = [at / (dims[1] * dims[2]), at / dims[2] % dims[1], at % dims[2]];
+                    assert_eq!(along(&from), load.eval(&point));
+                }
+            });
+            assert!(seen.into_iter().all(|s| s));
+        }
+    }
+
+    #[test]
+    fn what_does_not_stride_has_no_tiles() {
+        let dims = [(0, 512), (1, 512)];
+        let rows = line(&[512, 1]);
+        let space = Space::new(&dims[..1], &dims[1..], &[&rows, &line(&[1, 512])]);
+        assert_eq!(space.tiles(&[space.index(&rows), space.index(&line(&[1, 0]))]), None);
+        let odd = [(0, 509), (1, 509)];
+        let space = Space::new(&odd[..1], &odd[1..], &[&line(&[509, 1]), &line(&[1, 509])]);
+        assert_eq!(space.tiles(&[space.index(&line(&[1, 509]))]), None);
     }
 }

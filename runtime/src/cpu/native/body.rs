@@ -4,10 +4,37 @@
 //! the plan's steps would.
 
 use super::super::ops::Pointwise;
+use dnx_ir::DType;
 use std::collections::HashMap;
 
 /// A node of a body.
 pub(super) type Id = usize;
+
+/// How the elements of a stream lie in memory. In registers they are words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Storage {
+    Word,
+    F16,
+    Bf16,
+}
+
+impl Storage {
+    pub(crate) fn of(dtype: DType) -> Storage {
+        match dtype {
+            DType::F16 => Storage::F16,
+            DType::BF16 => Storage::Bf16,
+            DType::F32 | DType::I32 | DType::U32 | DType::Bool | DType::F64 => Storage::Word,
+        }
+    }
+
+    /// Bytes of an element.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Storage::Word => 4,
+            Storage::F16 | Storage::Bf16 => 2,
+        }
+    }
+}
 
 /// Operations of one operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +48,8 @@ pub(super) enum One {
     ShrI(u8),
     ShrU(u8),
     Rotate(u8),
+    /// The nearest `f16`; ties to even.
+    RoundF16,
 }
 
 /// Operations of two operands. `Max` and `Min` are the processor's: the second operand where they do not compare.
@@ -69,7 +98,7 @@ pub(super) enum Test {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Node {
     /// The elements of a stream.
-    Load(usize),
+    Load(usize, Storage),
     /// One element of a stream, for all lanes.
     Splat(usize),
     /// A constant.
@@ -87,7 +116,7 @@ impl Node {
     /// The nodes it reads.
     pub(super) fn reads(&self) -> Vec<Id> {
         match *self {
-            Node::Load(_) | Node::Splat(_) | Node::Word(_) => vec![],
+            Node::Load(..) | Node::Splat(_) | Node::Word(_) => vec![],
             Node::One(_, a) => vec![a],
             Node::Two(_, a, b) => vec![a, b],
             Node::Three(_, a, b, c) | Node::PickWord(a, b, c) => vec![a, b, c],
@@ -303,7 +332,7 @@ impl Body {
         self.two(Two::Xor, a, b)
     }
 
-    fn round_bf16(&mut self, x: Id) -> Id {
+    pub(super) fn round_bf16(&mut self, x: Id) -> Id {
         let (one, seven, high) = (self.word(1), self.word(0x7fff), self.word(0xffff_0000));
         let odd = self.one(One::ShrU(16), x);
         let odd = self.two(Two::And, odd, one);
@@ -314,28 +343,6 @@ impl Body {
         let quiet = self.two(Two::Or, x, quiet);
         let quiet = self.two(Two::And, quiet, high);
         self.pick(Test::Float(UNORDERED), x, x, quiet, rounded)
-    }
-
-    fn round_f16(&mut self, x: Id) -> Id {
-        let sign = self.word(0x8000_0000);
-        let sign = self.two(Two::And, x, sign);
-        let a = self.magnitude(x);
-        let (one, bias, keep) = (self.word(1), self.word(0xfff), self.word(!0x1fff));
-        let odd = self.one(One::ShrU(13), a);
-        let odd = self.two(Two::And, odd, one);
-        let up = self.two(Two::AddI, odd, bias);
-        let normal = self.two(Two::AddI, a, up);
-        let normal = self.two(Two::And, normal, keep);
-        let half = self.float(0.5);
-        let tiny = self.two(Two::Add, a, half);
-        let tiny = self.two(Two::Sub, tiny, half);
-        let least = self.word(0x3880_0000);
-        let finite = self.pick(Test::Unsigned(1), a, least, tiny, normal);
-        let infinite = self.word(0x7f80_0000);
-        let special = self.two(Two::MaxU, a, infinite);
-        let beyond = self.word(0x477f_efff);
-        let y = self.pick(Test::Unsigned(6), a, beyond, special, finite);
-        self.two(Two::Or, sign, y)
     }
 
     /// A pointwise operation; `None` if it has no machine operations here.
@@ -443,7 +450,7 @@ impl Body {
                 let zero = zero(self);
                 self.truth(Test::Signed(4), a, zero)
             }
-            RoundF16 => self.round_f16(a),
+            RoundF16 => self.one(One::RoundF16, a),
             RoundBf16 => self.round_bf16(a),
             Threefry => self.threefry(a, b, c),
             SignI | SignU | Sin | Cos | PowF | RemF | DivI | DivU | RemI | RemU | Shl | ShrI | ShrU | FloatToI

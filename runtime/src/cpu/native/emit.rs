@@ -4,10 +4,10 @@
 //! of a block goes to accumulator `j` of a row's sum, so the lanes of a sum are those of [`super::super::ops`].
 //!
 //! `rdi` points to the streams (address and bytes from row to row, by turns), `rsi` counts rows, `rdx` holds the
-//! points of a row, `rcx` points to the constants; `r8` is the place in the row in bytes, `r9` the points that are
+//! points of a row, `rcx` points to the constants; `r8` is the place in the row, `r9` the points that are
 //! left. The first streams have registers of their own, the others are fetched through `rax`.
 
-use super::body::{Id, Node, One, Test, Three, Two};
+use super::body::{Id, Node, One, Storage, Test, Three, Two};
 use super::code::Code;
 use dnx_ir::ReduceKind;
 use iced_x86::code_asm::*;
@@ -21,8 +21,8 @@ const REGISTERS: usize = 32;
 /// What a pass leaves behind.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Output {
-    /// The elements, to a stream; `late`: after all loads of the same points.
-    Store { stream: usize, late: bool },
+    /// The elements, to a stream; `late`: after all loads of the same points. Those of `bf16` are rounded already.
+    Store { stream: usize, late: bool, storage: Storage },
     /// A row's sum or maximum, to an element of a stream.
     Reduce(ReduceKind, usize),
     /// Added to (or compared with) what the stream holds, the same for all rows.
@@ -154,7 +154,7 @@ impl Emitter<'_> {
         for j in 0..VECTORS {
             self.body(j, false)?;
         }
-        self.asm.add(r8, 4 * step)?;
+        self.asm.add(r8, step)?;
         self.asm.sub(r9, step)?;
         self.asm.jmp(block)?;
         self.asm.set_label(&mut rest)?;
@@ -289,11 +289,19 @@ impl Emitter<'_> {
     fn compute(&mut self, i: Id, node: Node, j: usize, masked: bool) -> Result<(), Refused> {
         let to = match node {
             Node::Splat(_) | Node::Word(_) => unreachable!("they are operands in memory"),
-            Node::Load(stream) => {
+            Node::Load(stream, storage) => {
                 let (r, base) = (self.take()?, self.base(stream)?);
-                let from = zmmword_ptr(base + r8 + 64 * j as i32);
-                let to = vector(r as usize);
-                self.asm.vmovups(if masked { to.k2().z() } else { to }, from)?;
+                let (whole, half) = (base + r8 * 4 + 64 * j as i32, base + r8 * 2 + 32 * j as i32);
+                let d = vector(r as usize);
+                let to = if masked { d.k2().z() } else { d };
+                match storage {
+                    Storage::Word => self.asm.vmovups(to, zmmword_ptr(whole))?,
+                    Storage::F16 => self.asm.vcvtph2ps(to, ymmword_ptr(half))?,
+                    Storage::Bf16 => {
+                        self.asm.vpmovzxwd(to, ymmword_ptr(half))?;
+                        self.asm.vpslld(d, d, 16)?;
+                    }
+                }
                 r
             }
             Node::One(op, a) => {
@@ -310,6 +318,11 @@ impl Emitter<'_> {
                     One::ShrI(n) => self.asm.vpsrad(d, x, n as u32)?,
                     One::ShrU(n) => self.asm.vpsrld(d, x, n as u32)?,
                     One::Rotate(n) => self.asm.vprold(d, x, n as u32)?,
+                    One::RoundF16 => {
+                        let half = registers::get_ymm(Register::YMM0 + r as u32).expect("there are 32 of them");
+                        self.asm.vcvtps2ph(half, x, 0)?;
+                        self.asm.vcvtph2ps(d, half)?;
+                    }
                 }
                 self.give(held);
                 r
@@ -458,10 +471,21 @@ impl Emitter<'_> {
         let (v, held) = self.register(id)?;
         let place = 64 * j as i32;
         match output {
-            Output::Store { stream, .. } => {
+            Output::Store { stream, storage, .. } => {
                 let base = self.base(stream)?;
-                let to = zmmword_ptr(base + r8 + place);
-                self.asm.vmovups(if masked { to.k2() } else { to }, v)?;
+                let (whole, half) = (zmmword_ptr(base + r8 * 4 + place), ymmword_ptr(base + r8 * 2 + place / 2));
+                let half = if masked { half.k2() } else { half };
+                match storage {
+                    Storage::Word => self.asm.vmovups(if masked { whole.k2() } else { whole }, v)?,
+                    Storage::F16 => self.asm.vcvtps2ph(half, v, 0)?,
+                    Storage::Bf16 => {
+                        let r = self.take()?;
+                        let high = vector(r as usize);
+                        self.asm.vpsrld(high, v, 16)?;
+                        self.asm.vpmovdw(half, high)?;
+                        self.free.push(r);
+                    }
+                }
             }
             Output::Reduce(kind, _) => {
                 let acc = vector(self.accumulators[at].expect("a reduction has accumulators") + j);
@@ -473,7 +497,7 @@ impl Emitter<'_> {
             }
             Output::Accumulate(kind, stream) => {
                 let (r, base) = (self.take()?, self.base(stream)?);
-                let (sum, memory) = (vector(r as usize), zmmword_ptr(base + r8 + place));
+                let (sum, memory) = (vector(r as usize), zmmword_ptr(base + r8 * 4 + place));
                 self.asm.vmovups(if masked { sum.k2().z() } else { sum }, memory)?;
                 match kind {
                     ReduceKind::Sum => self.asm.vaddps(sum, sum, v)?,

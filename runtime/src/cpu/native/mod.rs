@@ -15,8 +15,10 @@ mod emit;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
 
+use super::ops::Pointwise;
 use super::plan::{Class, Domain, Load, Place, Step, StepOp, StoreTo, Val, Walk};
 use super::space::{Index, Space};
+pub(crate) use body::Storage;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use code::Stream;
 use dnx_ir::ReduceKind;
@@ -35,8 +37,8 @@ pub(crate) enum Source {
     Row(Val),
     /// A uniform value.
     Uniform(Val),
-    /// What a store writes.
-    Store(usize),
+    /// What a store writes, with the distance of its rows (in elements).
+    Store(usize, i64),
     /// The accumulators of a column reduction.
     Accumulator(usize),
 }
@@ -45,12 +47,22 @@ pub(crate) enum Source {
 #[derive(Debug)]
 pub(crate) struct Pass {
     pub(crate) sources: Vec<Source>,
-    /// Argument and index of the sources that are lines.
-    pub(crate) lines: Vec<(usize, Index)>,
+    /// The sources that are lines.
+    pub(crate) lines: Vec<Lines>,
+    /// Whether the distances of its rows hold only while the last of the outer dims counts.
+    jumps: bool,
     /// Whether rows are told apart only by where they begin.
     pub(crate) flat: bool,
     #[cfg(target_arch = "x86_64")]
     pub(crate) code: code::Code,
+}
+
+/// Elements of an argument that a pass loads or stores where they lie.
+#[derive(Clone, Debug)]
+pub(crate) struct Lines {
+    pub(crate) arg: usize,
+    pub(crate) index: Index,
+    pub(crate) storage: Storage,
 }
 
 /// Streams of a pass, at most.
@@ -61,7 +73,7 @@ impl Pass {
     pub(crate) fn reads(&self) -> Vec<Val> {
         let reads = self.sources.iter().filter_map(|s| match *s {
             Source::Points(v) | Source::Block(v) | Source::Row(v) | Source::Uniform(v) => Some(v),
-            Source::Lines(..) | Source::Store(_) | Source::Accumulator(_) => None,
+            Source::Lines(..) | Source::Store(..) | Source::Accumulator(_) => None,
         });
         reads.collect()
     }
@@ -102,15 +114,15 @@ pub(crate) fn available() -> bool {
     false
 }
 
-/// Whether passes read lines that lie differently for each of the slower outer coordinates.
-pub(super) fn jumps(steps: &[Step], outer: usize) -> bool {
-    let pass = |step: &Step| matches!(&step.op, StepOp::Pass(p) if p.lines.iter().any(|(_, i)| i.jumps(outer)));
-    steps.iter().any(pass)
+/// Whether passes have lines that lie differently for each of the slower outer coordinates.
+pub(super) fn jumps(steps: &[Step]) -> bool {
+    steps.iter().any(|step| matches!(&step.op, StepOp::Pass(p) if p.jumps))
 }
 
 /// What is known of a plan while its passes are made.
 struct Passes<'a> {
     steps: &'a [Step],
+    stores: &'a [StoreTo],
     domains: &'a [Domain],
     space: &'a Space,
     made_at: HashMap<Val, usize>,
@@ -162,6 +174,7 @@ fn items(
 ) -> Option<Vec<Item>> {
     let mut passes = Passes {
         steps,
+        stores,
         domains,
         space,
         made_at: HashMap::new(),
@@ -173,7 +186,7 @@ fn items(
     }
     let late = |store: usize| in_place.get(stores[store].arg).copied().unwrap_or(false);
     for step in steps {
-        let fate = passes.fate(step, stores);
+        let fate = passes.fate(step);
         passes.settle(step, fate);
     }
     let last = passes.fates.iter().filter_map(|f| if let Fate::Pass(p) = f { Some(*p) } else { None }).max()?;
@@ -210,15 +223,15 @@ impl Passes<'_> {
         }
     }
 
-    fn fate(&self, step: &Step, stores: &[StoreTo]) -> Fate {
+    fn fate(&self, step: &Step) -> Fate {
         let joins = match &step.op {
             StepOp::Point(op, _) => step.domain == Domain::Full && body::known(*op),
             StepOp::Reduce(_, class, _) | StepOp::Accumulate(_, class, _, _) => *class == Class::Float,
             StepOp::Expand(_) => return Fate::Splat,
-            StepOp::Store(store, v) => stores.get(*store).is_some_and(|to| {
+            StepOp::Store(store, v) => {
                 let computed = matches!(self.known.get(v), Some(Known::In(_)));
-                computed && step.domain == Domain::Full && to.dtype.size() == 4 && matches!(to.walk, Walk::View(_))
-            }),
+                (computed || self.widens(*v)) && step.domain == Domain::Full && self.distance(*store).is_some()
+            }
             _ => false,
         };
         let reads = step.op.inputs();
@@ -244,10 +257,30 @@ impl Passes<'_> {
     fn lines<'s>(&self, step: &'s Step) -> Option<(&'s Load, i64)> {
         let StepOp::Load(load) = &step.op else { return None };
         let plain = step.domain == Domain::Full && load.tests.is_empty() && load.dynamic.is_empty();
-        if !plain || load.dtype.size() != 4 || load.walk != Walk::Runs {
+        if !plain || load.walk != Walk::Runs {
             return None;
         }
         Some((load, load.index.lines(&self.space.dims, self.space.outer)?))
+    }
+
+    /// Whether a value is a load of 16 bits that a pass can do itself.
+    fn widens(&self, v: Val) -> bool {
+        let load = self.made_at.get(&v).and_then(|&at| self.lines(&self.steps[at]));
+        load.is_some_and(|(load, _)| load.dtype.size() == 2)
+    }
+
+    /// The distance between the rows of a store that a pass can do itself.
+    fn distance(&self, store: usize) -> Option<i64> {
+        let to = self.stores.get(store)?;
+        match to.walk {
+            Walk::View(_) => Some(self.space.cols() as i64),
+            Walk::Runs => to.index.lines(&self.space.dims, self.space.outer),
+            Walk::Gather => None,
+        }
+    }
+
+    fn jumps(&self, index: &Index) -> bool {
+        index.jumps(&self.space.dims, self.space.outer)
     }
 
     /// The step that makes a value in a pass.
@@ -345,11 +378,11 @@ impl Passes<'_> {
             StepOp::Point(..) => {
                 let node = self.value(pass, step.dst, p, kept)?;
                 if let Place::Direct(store) = step.place {
-                    pass.store(node, Source::Store(store), late(store));
+                    pass.store(node, Source::Store(store, self.distance(store)?), late(store), Storage::Word);
                 }
                 if kept.contains(&step.dst) {
                     pass.rooms.push(step.dst);
-                    pass.store(node, Source::Points(step.dst), false);
+                    pass.store(node, Source::Points(step.dst), false, Storage::Word);
                 }
             }
             StepOp::Reduce(kind, _, v) => {
@@ -363,7 +396,16 @@ impl Passes<'_> {
             }
             StepOp::Store(store, v) => {
                 let node = self.value(pass, *v, p, kept)?;
-                pass.store(node, Source::Store(*store), late(*store));
+                let storage = Storage::of(self.stores[*store].dtype);
+                let rounded =
+                    self.made(*v).is_some_and(|(s, _)| matches!(s.op, StepOp::Point(Pointwise::RoundBf16, _)));
+                let node = match storage {
+                    Storage::Bf16 if !rounded => pass.body.round_bf16(node),
+                    Storage::Word | Storage::F16 | Storage::Bf16 => node,
+                };
+                let to = Source::Store(*store, self.distance(*store)?);
+                pass.jumps |= self.stores[*store].walk == Walk::Runs && self.jumps(&self.stores[*store].index);
+                pass.store(node, to, late(*store), storage);
             }
             _ => return None,
         }
@@ -391,7 +433,9 @@ impl Passes<'_> {
                 let source = match (self.domains[v], made.map(|s| &s.op)) {
                     _ if lines.is_some() => {
                         let (load, row) = lines?;
-                        pass.lines.push((load.arg, load.index.clone()));
+                        let (index, storage) = (load.index.clone(), Storage::of(load.dtype));
+                        pass.jumps |= self.jumps(&index);
+                        pass.lines.push(Lines { arg: load.arg, index, storage });
                         Source::Lines(pass.lines.len() - 1, row)
                     }
                     (Domain::Uniform, _) => Source::Uniform(v),
@@ -417,7 +461,8 @@ struct Builder {
     body: body::Body,
     values: HashMap<Val, usize>,
     sources: Vec<Source>,
-    lines: Vec<(usize, Index)>,
+    lines: Vec<Lines>,
+    jumps: bool,
     /// Values that need slots before it.
     rooms: Vec<Val>,
     #[cfg(target_arch = "x86_64")]
@@ -436,16 +481,17 @@ impl Builder {
         let stream = self.stream(source);
         self.body.node(match source {
             Source::Row(_) | Source::Uniform(_) => body::Node::Splat(stream),
-            Source::Points(_) | Source::Block(_) | Source::Lines(..) | Source::Store(_) | Source::Accumulator(_) => {
-                body::Node::Load(stream)
+            Source::Lines(which, _) => body::Node::Load(stream, self.lines[which].storage),
+            Source::Points(_) | Source::Block(_) | Source::Store(..) | Source::Accumulator(_) => {
+                body::Node::Load(stream, Storage::Word)
             }
         })
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn store(&mut self, node: usize, to: Source, late: bool) {
+    fn store(&mut self, node: usize, to: Source, late: bool, storage: Storage) {
         let stream = self.stream(to);
-        self.outputs.push((node, emit::Output::Store { stream, late }));
+        self.outputs.push((node, emit::Output::Store { stream, late, storage }));
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -469,7 +515,7 @@ impl Builder {
             && !self.sources.iter().any(|s| matches!(s, Source::Row(_)));
         let pass = emit::Pass { nodes: &self.body.nodes, outputs: &self.outputs, streams: self.sources.len() };
         match pass.emit() {
-            Ok(code) => Some(Pass { sources: self.sources, lines: self.lines, flat, code }),
+            Ok(code) => Some(Pass { sources: self.sources, lines: self.lines, jumps: self.jumps, flat, code }),
             Err(emit::Refused::Registers) => None,
             Err(refused) => {
                 tracing::warn!("no machine code for a pass, its steps are taken one by one: {refused}");
@@ -479,7 +525,7 @@ impl Builder {
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn store(&mut self, _: usize, _: Source, _: bool) {}
+    fn store(&mut self, _: usize, _: Source, _: bool, _: Storage) {}
 
     #[cfg(not(target_arch = "x86_64"))]
     fn reduce(&mut self, _: usize, _: ReduceKind, _: Source) {}

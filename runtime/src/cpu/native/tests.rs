@@ -1,6 +1,6 @@
 //! Passes against the steps they stand for, bit for bit.
 
-use super::body::{Body, Node};
+use super::body::{Body, Node, Storage};
 use super::code::Stream;
 use super::emit::{Output, Pass};
 use crate::cpu::ops::{Pointwise, Src, ops};
@@ -11,11 +11,11 @@ fn native(op: Pointwise, n: usize, operands: &[(&[u32], bool)]) -> Option<Vec<u3
     let mut body = Body::default();
     let mut ids = [0; 3];
     for (i, (_, one)) in operands.iter().enumerate() {
-        ids[i] = body.node(if *one { Node::Splat(i) } else { Node::Load(i) });
+        ids[i] = body.node(if *one { Node::Splat(i) } else { Node::Load(i, Storage::Word) });
     }
     let y = body.point(op, ids)?;
     let stream = operands.len();
-    let outputs = [(y, Output::Store { stream, late: true })];
+    let outputs = [(y, Output::Store { stream, late: true, storage: Storage::Word })];
     let code = Pass { nodes: &body.nodes, outputs: &outputs, streams: stream + 1 }.emit().unwrap();
     let mut out = vec![0xdead_beef; n + 16];
     let mut streams: Vec<Stream> =
@@ -110,12 +110,12 @@ fn sums_have_the_lanes_of_steps() {
     for cols in [1, 5, 16, 48, 63, 64, 65, 100, 128, 1000, 1024] {
         let x: Vec<f32> = (0..rows * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
         let mut body = Body::default();
-        let load = body.node(Node::Load(0));
+        let load = body.node(Node::Load(0, Storage::Word));
         let square = body.point(Pointwise::MulF, [load, load, load]).unwrap();
         let outputs = [
             (load, Output::Reduce(ReduceKind::Max, 1)),
             (square, Output::Reduce(ReduceKind::Sum, 2)),
-            (square, Output::Store { stream: 3, late: false }),
+            (square, Output::Store { stream: 3, late: false, storage: Storage::Word }),
             (square, Output::Accumulate(ReduceKind::Sum, 4)),
         ];
         let code = Pass { nodes: &body.nodes, outputs: &outputs, streams: 5 }.emit().unwrap();
@@ -154,12 +154,12 @@ fn more_streams_than_registers_are_fetched() {
     let n = 77;
     let data: Vec<Vec<f32>> = (0..20).map(|s| (0..n).map(|i| (s * 100 + i) as f32).collect()).collect();
     let mut body = Body::default();
-    let mut sum = body.node(Node::Load(0));
+    let mut sum = body.node(Node::Load(0, Storage::Word));
     for s in 1..20 {
-        let next = body.node(if s % 3 == 0 { Node::Splat(s) } else { Node::Load(s) });
+        let next = body.node(if s % 3 == 0 { Node::Splat(s) } else { Node::Load(s, Storage::Word) });
         sum = body.point(Pointwise::AddF, [sum, next, next]).unwrap();
     }
-    let outputs = [(sum, Output::Store { stream: 20, late: false })];
+    let outputs = [(sum, Output::Store { stream: 20, late: false, storage: Storage::Word })];
     let code = Pass { nodes: &body.nodes, outputs: &outputs, streams: 21 }.emit().unwrap();
     let mut out = vec![0f32; 2 * n];
     let mut streams: Vec<Stream> = data.iter().map(|x| Stream { ptr: x.as_ptr().cast_mut().cast(), row: 0 }).collect();
@@ -169,5 +169,54 @@ fn more_streams_than_registers_are_fetched() {
     for i in 0..n {
         let want = (0..20).map(|s| if s % 3 == 0 && s > 0 { data[s][0] } else { data[s][i] }).sum::<f32>();
         assert_eq!((out[i], out[n + i]), (want, want));
+    }
+}
+
+#[test]
+fn halves_are_widened_and_narrowed_as_steps_do() {
+    use half::{bf16, f16};
+    if !super::available() {
+        return;
+    }
+    // Every code, at every place in a vector that a ragged row leads to.
+    let codes: Vec<u16> = (0..=u16::MAX).map(|i| i.wrapping_mul(40503)).collect();
+    let floats: Vec<u32> = words(codes.len(), 7);
+    for storage in [Storage::F16, Storage::Bf16] {
+        let wide = |code: u16| match storage {
+            Storage::F16 => f16::from_bits(code).to_f32(),
+            _ => bf16::from_bits(code).to_f32(),
+        };
+        let narrow = |x: f32| match storage {
+            Storage::F16 => f16::from_f32(x).to_bits(),
+            _ => bf16::from_f32(x).to_bits(),
+        };
+        for (rows, cols) in [(1, 65536), (3, 77), (5, 1), (2, 200), (4, 63)] {
+            let mut body = Body::default();
+            let (load, float) = (body.node(Node::Load(0, storage)), body.node(Node::Load(1, Storage::Word)));
+            let rounded = if storage == Storage::Bf16 { body.round_bf16(float) } else { float };
+            let outputs = [
+                (load, Output::Store { stream: 2, late: false, storage: Storage::Word }),
+                (rounded, Output::Store { stream: 3, late: true, storage }),
+            ];
+            let code = Pass { nodes: &body.nodes, outputs: &outputs, streams: 4 }.emit().unwrap();
+            let n = rows * cols;
+            let (mut widened, mut narrowed) = (vec![7u32; n + 16], vec![7u16; n + 32]);
+            let mut streams = [
+                Stream { ptr: codes.as_ptr().cast_mut().cast(), row: 2 * cols as isize },
+                Stream { ptr: floats.as_ptr().cast_mut().cast(), row: 4 * cols as isize },
+                Stream { ptr: widened.as_mut_ptr().cast(), row: 4 * cols as isize },
+                Stream { ptr: narrowed.as_mut_ptr().cast(), row: 2 * cols as isize },
+            ];
+            // SAFETY: the streams have these rows and points.
+            unsafe { code.run(&mut streams, rows, cols) };
+            for i in 0..n {
+                let (got, want) = (f32::from_bits(widened[i]), wide(codes[i]));
+                assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{:#x}", codes[i]);
+                let (got, want) = (narrowed[i], narrow(f32::from_bits(floats[i])));
+                let nan = wide(got).is_nan() && wide(want).is_nan();
+                assert!(got == want || nan, "{storage:?} of {:#x}: {got:#x}, not {want:#x}", floats[i]);
+            }
+            assert!(widened[n..].iter().all(|&w| w == 7) && narrowed[n..].iter().all(|&w| w == 7), "{rows} x {cols}");
+        }
     }
 }

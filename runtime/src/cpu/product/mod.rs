@@ -90,6 +90,38 @@ pub(crate) fn padded(n: usize) -> usize {
     micro::best().map_or(n, |micro| n.next_multiple_of(micro.lanes))
 }
 
+/// `to[i * to_stride + j] = from[i + j * from_stride]` for `rows` of `i` and `cols` of `j`, whatever the words are.
+///
+/// # Safety
+/// Both sides are as large as said and don't overlap.
+pub(crate) unsafe fn turn(
+    (rows, cols): (usize, usize),
+    from: *const f32,
+    from_stride: isize,
+    to: *mut f32,
+    to_stride: usize,
+) {
+    let lanes = micro::best().map_or(1, |micro| micro.lanes);
+    let squares = micro::best().map_or((0, 0), |_| (rows / lanes * lanes, cols / lanes * lanes));
+    // SAFETY: the caller gives the memory.
+    unsafe {
+        if let Some(micro) = micro::best() {
+            for i in (0..squares.0).step_by(lanes) {
+                for j in (0..squares.1).step_by(lanes) {
+                    let from = from.add(i).offset(j as isize * from_stride);
+                    (micro.turn)(from, from_stride, to.add(i * to_stride + j), to_stride as isize);
+                }
+            }
+        }
+        for i in 0..rows {
+            for j in if i < squares.0 { squares.1 } else { 0 }..cols {
+                let from = from.add(i).offset(j as isize * from_stride);
+                *(to.add(i * to_stride + j) as *mut u32) = *(from as *const u32);
+            }
+        }
+    }
+}
+
 /// Makes one of the [`panels`] of a right factor of `n` columns; all of them have `padded(n) * k` numbers.
 ///
 /// # Safety
