@@ -17,18 +17,37 @@ pub struct Options {
     pub fuse: bool,
     /// Tiles that tuning found, by the hash of the kernel without a tile; the table's choice for the others.
     pub tuned: BTreeMap<String, Tile>,
+    /// On [`GpuClass::Software`], attention whose scores (`f32`, of all samples and heads) take at most so many bytes is
+    /// computed by products and rows of softmax, which are faster there than the attention kernel. Longer sequences keep
+    /// the kernel, which never holds their scores. 0: all do.
+    pub held_scores: u64,
 }
+
+/// The default of [`Options::held_scores`].
+const HELD_SCORES: u64 = 64 << 20;
 
 impl Options {
     /// The defaults for a target: nothing donated, fusion on.
     pub fn new(target: Target) -> Options {
-        Options { target, donate: Vec::new(), precision: Precision::F32, fuse: true, tuned: BTreeMap::new() }
+        Options {
+            target,
+            donate: Vec::new(),
+            precision: Precision::F32,
+            fuse: true,
+            tuned: BTreeMap::new(),
+            held_scores: HELD_SCORES,
+        }
     }
 
     /// The same options with these `(input, output)` pairs donated.
     pub fn with_donate(mut self, donate: &[(usize, usize)]) -> Options {
         self.donate = donate.to_vec();
         self
+    }
+
+    /// The same options with attention decomposed up to this size of its scores; see [`Options::held_scores`].
+    pub fn with_held_scores(self, held_scores: u64) -> Options {
+        Options { held_scores, ..self }
     }
 
     /// The same options with this precision.

@@ -1,7 +1,7 @@
 //! Dynamic loss scaling, run by the reference interpreter.
 
 use dnx_codegen::passes::{inline::inline, mixed::mixed};
-use dnx_codegen::{Precision, Target};
+use dnx_codegen::{Options, Precision};
 use dnx_ir::interp::{self, eval};
 use dnx_ir::threefry::key;
 use dnx_ir::{Array, Func};
@@ -40,7 +40,7 @@ impl Metrics {
 
 impl<'a> Run<'a> {
     fn new(program: &'a TrainProgram, precision: Precision) -> Run<'a> {
-        let func = mixed(&inline(&program.func, &Target::Cpu).unwrap(), precision).unwrap();
+        let func = mixed(&inline(&program.func, &Options::default()).unwrap(), precision).unwrap();
         Run { program, func, state: program.initial_state(7) }
     }
 

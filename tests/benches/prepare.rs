@@ -3,7 +3,7 @@
 //! Prints one line per measurement; `docs/performance.md` keeps the ones worth keeping.
 
 use dnx_codegen::passes::prepare_with;
-use dnx_codegen::{Dump, Options, Target};
+use dnx_codegen::{Dump, Options};
 use dnx_models::network::{DitConfig, DitSize, Network};
 use dnx_models::optim::{EmaConfig, OptimConfig};
 use dnx_models::process::Preset;
@@ -18,7 +18,7 @@ fn main() {
         let (optim, ema) = (OptimConfig::default(), EmaConfig::default());
         let step = train_step(&network, &Preset::Sit.process(), &optim, &ema, &options).expect("a published size");
         let built = start.elapsed();
-        let inlined = dnx_codegen::passes::inline::inline(&step.func, &Target::Cpu).expect("inlines");
+        let inlined = dnx_codegen::passes::inline::inline(&step.func, &Options::default()).expect("inlines");
         let start = Instant::now();
         let prepared = prepare_with(&step.func, &Options::default(), false, &mut Dump::none()).expect("prepares");
         let time = start.elapsed();

@@ -3,7 +3,7 @@
 
 use dnx_codegen::exec::BufRef;
 use dnx_codegen::kernel::Kind;
-use dnx_codegen::{GpuLimits, Options, Target, compile};
+use dnx_codegen::{GpuClass, GpuLimits, Options, Target, compile};
 use dnx_ir::attention::{Form, attention};
 use dnx_ir::{Array, DType, Func, Graph, Type};
 use dnx_runtime::Device;
@@ -61,12 +61,24 @@ fn gpu() {
         Ok(device) => std::panic::AssertUnwindSafe(device),
         Err(e) => panic!("{e}\nThis test needs software Vulkan: apt-get install mesa-vulkan-drivers libvulkan1"),
     };
+    let target = device.target();
     let run = move |func: &Func, args: &[Array], fuse: bool| on_device(&device, func, args, fuse);
+    for form in FORMS {
+        let (func, _) = program(form, &SHAPES[1], DType::F32, false);
+        assert_eq!(kernels(&func, Options::new(target).with_held_scores(0)), 1, "{form:?} is not one kernel");
+        assert_eq!(kernels(&func, Options::new(target)), 0, "{form:?} of few scores is a kernel");
+    }
     // Shaders take long to become machine code here: a few shapes, each for what it alone has.
     for form in FORMS {
         [1, 4, 9].into_iter().for_each(|shape| same_as(&run, form, shape, DType::F32, false, &[true]));
         same_as(&run, form, 10, DType::F16, true, &[true]);
     }
+}
+
+/// Attention kernels of a compiled function.
+fn kernels(func: &Func, options: Options) -> usize {
+    let exec = compile(func, &options).unwrap().exec;
+    exec.kernels.iter().filter(|k| k.kernel.kind == Kind::Attention).count()
 }
 
 /// `sum(sin o)` of attention over `t` tokens, four heads of 64; with its gradient, or its jvp.
@@ -81,10 +93,26 @@ fn long(t: usize, reverse: bool) -> Func {
 }
 
 #[test]
+fn rasterisers_hold_few_scores_and_no_others_do() {
+    // Four heads: 16 MiB of scores, then 256 MiB.
+    for (t, class, want) in [
+        (1024, GpuClass::Software, 0),
+        (1024, GpuClass::Other, 2),
+        (4096, GpuClass::Software, 2),
+        (4096, GpuClass::Other, 2),
+    ] {
+        let target = Target::Gpu(GpuLimits { class, ..GpuLimits::default() });
+        assert_eq!(kernels(&long(t, false), Options::new(target)), want, "{t} tokens on {class:?}");
+    }
+}
+
+#[test]
 fn no_buffer_grows_with_the_square_of_the_length() {
     let t = 4096;
-    let targets = [Target::Cpu, Target::Gpu(GpuLimits::default()), Target::Gpu(GpuLimits::webgpu())];
-    for (target, reverse) in targets.into_iter().flat_map(|t| [(t, true), (t, false)]) {
+    let software = GpuLimits { class: GpuClass::Software, ..GpuLimits::default() };
+    let gpus = [GpuLimits::default(), GpuLimits::webgpu(), software].map(Target::Gpu);
+    let targets = [Target::Cpu].into_iter().chain(gpus);
+    for (target, reverse) in targets.flat_map(|t| [(t, true), (t, false)]) {
         let exec = compile(&long(t, reverse), &Options::new(target)).unwrap().exec;
         let kinds: Vec<Kind> = exec.kernels.iter().map(|k| k.kernel.kind).collect();
         assert_eq!(kinds.iter().filter(|k| **k == Kind::Attention).count(), 2, "{kinds:?}");

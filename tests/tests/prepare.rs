@@ -4,7 +4,7 @@ use dnx_autodiff::value_and_grad;
 use dnx_codegen::passes::canonical::canonical_with;
 use dnx_codegen::passes::inline::inline;
 use dnx_codegen::passes::prepare;
-use dnx_codegen::{GpuLimits, Target};
+use dnx_codegen::{GpuLimits, Options, Target};
 use dnx_ir::interp::{Precision, eval};
 use dnx_ir::{Array, Func, Op, verify};
 use dnx_tests::random_graph::{Config, random_func};
@@ -30,7 +30,7 @@ fn signature(f: &Func) -> (Vec<String>, Vec<String>) {
 fn check(func: &Func, args: &[Array]) -> Result<(), String> {
     let exact = eval(func, args, Precision::F64).map_err(|e| e.to_string())?;
     // Without folding, which rounds constants to f32, the passes are exact up to the order of a few operations.
-    let inlined = inline(func, &Target::Cpu).map_err(|e| e.to_string())?;
+    let inlined = inline(func, &Options::default()).map_err(|e| e.to_string())?;
     let unfolded = canonical_with(&inlined, false).map_err(|e| e.to_string())?;
     verify::verify(&unfolded).map_err(|e| e.to_string())?;
     let got = eval(&unfolded, args, Precision::F64).map_err(|e| e.to_string())?;

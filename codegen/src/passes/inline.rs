@@ -4,7 +4,7 @@
 //! `remat` of a call has had its effect when the derivative was taken; here it is only a call.
 
 use super::rebuild;
-use crate::{InStage, Result, Stage, Target};
+use crate::{GpuClass, InStage, Options, Result, Stage};
 use dnx_ir::attention::Attention;
 use dnx_ir::{Builder, DType, Func, Loc, Node, Op, ValueId};
 use std::collections::BTreeSet;
@@ -15,12 +15,17 @@ const HEAD: usize = 256;
 /// Workgroup memory in which every attention kernel finds room for a tile.
 const ROOM: u32 = 16 << 10;
 
-/// Whether this target lowers the composite itself on these operands.
-pub fn claims(target: &Target, func: &Func, op: &Op, operands: &[ValueId]) -> bool {
+/// Whether the target lowers the composite itself on these operands.
+pub fn claims(options: &Options, func: &Func, op: &Op, operands: &[ValueId]) -> bool {
     let (Op::Composite { func: callee, .. }, Some(_)) = (op, Attention::of(op)) else { return false };
     let types = callee.param_types();
     let fits = types.iter().all(|ty| ty.dtype != DType::F64 && ty.elems() > 0) && types[0].dims[3] <= HEAD;
-    let Some(limits) = target.gpu() else { return fits };
+    let Some(limits) = options.target.gpu() else { return fits };
+    let (queries, keys) = (&types[0].dims, &types[1].dims);
+    let scores = [queries[0], queries[1], queries[2], keys[1]].iter().fold(4u64, |n, &d| n.saturating_mul(d as u64));
+    if limits.class == GpuClass::Software && scores <= options.held_scores {
+        return false;
+    }
     let mut buffers = BTreeSet::new();
     operands.iter().for_each(|&v| origins(func, v, &mut buffers));
     let bound = buffers.len() + callee.results.len();
@@ -45,24 +50,24 @@ fn origins(func: &Func, v: ValueId, into: &mut BTreeSet<ValueId>) {
 ///
 /// # Errors
 /// A callee whose body is ill-typed.
-pub fn inline(func: &Func, target: &Target) -> Result<Func> {
+pub fn inline(func: &Func, options: &Options) -> Result<Func> {
     rebuild(func, |b, node, operands| {
         b.set_loc(node.loc.clone());
-        emit(b, node, operands, target)
+        emit(b, node, operands, options)
     })
     .in_stage(Stage::Inline)
 }
 
 /// Emits a node at the path in force, or the body of its callee.
-fn emit(b: &mut Builder, node: &Node, operands: &[ValueId], target: &Target) -> dnx_ir::Result<Vec<ValueId>> {
+fn emit(b: &mut Builder, node: &Node, operands: &[ValueId], options: &Options) -> dnx_ir::Result<Vec<ValueId>> {
     match &node.op {
-        op if claims(target, b.func(), op, operands) => b.emit_multi(op.clone(), operands),
-        Op::Call { func, .. } | Op::Composite { func, .. } => splice(b, func, operands, target),
+        op if claims(options, b.func(), op, operands) => b.emit_multi(op.clone(), operands),
+        Op::Call { func, .. } | Op::Composite { func, .. } => splice(b, func, operands, options),
         op => b.emit_multi(op.clone(), operands),
     }
 }
 
-fn splice(b: &mut Builder, callee: &Func, args: &[ValueId], target: &Target) -> dnx_ir::Result<Vec<ValueId>> {
+fn splice(b: &mut Builder, callee: &Func, args: &[ValueId], options: &Options) -> dnx_ir::Result<Vec<ValueId>> {
     let prefix = b.loc().clone();
     let mut paths = Paths { prefix: prefix.clone(), last: None };
     let results = super::walk(
@@ -71,7 +76,7 @@ fn splice(b: &mut Builder, callee: &Func, args: &[ValueId], target: &Target) -> 
         |_, i| args[i],
         |b, node, operands| {
             b.set_loc(paths.of(&node.loc));
-            emit(b, node, operands, target)
+            emit(b, node, operands, options)
         },
     )?;
     b.set_loc(prefix);
@@ -127,7 +132,7 @@ mod tests {
         let g = Graph::new("main");
         let x = g.param("x", Type::f32([4]));
         let y = g.scope("top", || g.call_remat(&outer, &[x])[0]);
-        let f = inline(&g.finish(&[y]).unwrap(), &Target::Cpu).unwrap();
+        let f = inline(&g.finish(&[y]).unwrap(), &Options::default()).unwrap();
         assert_eq!(f.nodes.len(), 2);
         assert_eq!(f.nodes[1].op, Op::Binary(dnx_ir::BinaryOp::Mul));
         assert_eq!(&*f.nodes[1].loc, "top.mid.inner");
@@ -141,7 +146,7 @@ mod tests {
         let g = Graph::new("main");
         let x = g.param("x", Type::f32([4]));
         let ys = g.call(&id, &[x]);
-        let f = inline(&g.finish(&ys).unwrap(), &Target::Cpu).unwrap();
+        let f = inline(&g.finish(&ys).unwrap(), &Options::default()).unwrap();
         assert_eq!(f.results, [f.params[0].value; 2]);
     }
 }

@@ -44,7 +44,7 @@ pub fn prepare_with(func: &Func, options: &Options, verify: bool, dump: &mut Dum
     if verify {
         check(Stage::Model, func)?;
     }
-    let f = after(Stage::Inline, inline::inline(func, target)?)?;
+    let f = after(Stage::Inline, inline::inline(func, options)?)?;
     let f = after(Stage::Canonical, canonical::canonical(&f)?)?;
     let f = after(Stage::Precision, precision::precision(&mixed::mixed(&f, options.precision)?, target)?)?;
     let f = after(Stage::Decompose, decompose::decompose(&f, target)?)?;

@@ -57,7 +57,7 @@ impl Trainer {
         let precision = self.resolved.config.train.precision;
         let narrowed = match precision {
             Precision::F32 => None,
-            _ => Some(mixed(&inline(&self.program.func, &self.device.target())?, precision)?),
+            _ => Some(mixed(&inline(&self.program.func, &self.device.options())?, precision)?),
         };
         let Some(found) = first_non_finite(narrowed.as_ref().unwrap_or(&self.program.func), &args)? else {
             return Ok(None);
