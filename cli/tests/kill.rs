@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const STEPS: &str = "2400";
+const STEPS: &str = "12000";
 
 fn command(folder: &Path, more: &[&str], steps: &str) -> Command {
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/two_moons.toml");
@@ -15,9 +15,9 @@ fn command(folder: &Path, more: &[&str], steps: &str) -> Command {
         "model.hidden=32",
         "data.batch=32",
         "data.workers=2",
-        "train.checkpoint_every=70",
-        "train.log_every=50",
-        "train.sample_every=600",
+        "train.checkpoint_every=170",
+        "train.log_every=250",
+        "train.sample_every=3000",
         "train.sample_count=8",
         "sample.steps=2",
     ] {
