@@ -590,3 +590,8 @@ fn multi_kernels_run_over_segments() {
         }
     }
 }
+
+#[test]
+fn step_by_step() {
+    support::pass_without_machine_code("step_by_step");
+}

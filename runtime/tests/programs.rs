@@ -291,3 +291,8 @@ fn a_column_sum_spread_over_the_column_again_is_complete() {
         vec![mean, mean.sin().broadcast_to(&[33, 3])]
     }));
 }
+
+#[test]
+fn step_by_step() {
+    support::pass_without_machine_code("step_by_step");
+}

@@ -47,3 +47,14 @@ pub fn assert_close(what: &str, got: &Array, want: &Array) {
         assert!(close, "{what}: element {i} of {}: {a} is not {b}", got.ty());
     }
 }
+
+/// Runs this binary's tests but the one named once more, in a process whose plans go step by step: on a processor with
+/// machine code for passes nothing else would.
+pub fn pass_without_machine_code(caller: &str) {
+    let binary = std::env::current_exe().unwrap();
+    let again =
+        std::process::Command::new(binary).env("DNX_CPU_NATIVE", "0").args(["--skip", caller]).output().unwrap();
+    let text = String::from_utf8_lossy(&again.stdout);
+    assert!(again.status.success(), "{text}{}", String::from_utf8_lossy(&again.stderr));
+    assert!(!text.contains(" 0 passed"), "nothing ran: {text}");
+}
