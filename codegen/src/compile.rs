@@ -2,13 +2,14 @@
 
 use crate::depth::without_barriers;
 use crate::dumps::{fusion_text, memory_text, schedule_text};
-use crate::exec::{BufRef, Executable, KernelEntry, Port, Requires, Step, VERSION};
-use crate::fuse::{Fusion, Group, compute_nodes, fuse};
+use crate::exec::{BufRef, Collective, Executable, KernelEntry, Part, Port, Requires, Step, VERSION};
+use crate::fuse::{Fusion, Group, Work, compute_nodes, fuse};
 use crate::kernel::{Access, Inst, Kernel, Kind, Tile};
+use crate::lower::Lowered;
 use crate::memory::{Full, Life, Slabs};
 use crate::options::{Options, Target};
 use crate::passes::prepare_with;
-use crate::schedule::{Place, Schedule, as_multi, inputs, schedule};
+use crate::schedule::{Place, Schedule, as_multi, schedule};
 use crate::{CompileError, Dump, InStage, Result, Stage, wgsl};
 use dnx_ir::{Func, Op, Type, ValueId};
 use std::collections::HashMap;
@@ -50,8 +51,8 @@ pub fn compile_with(func: &Func, options: &Options, verify: bool, dump: &mut Dum
     };
     let Fusion { groups, reasons } = fuse(&func, &depths, max_args, options.fuse).in_stage(Stage::Fuse)?;
     dump.record(Stage::Fuse, || fusion_text(&func, &groups, &reasons));
-    dump.record(Stage::Kernels, || groups.iter().map(|g| format!("{}\n", g.lowered.kernel)).collect());
-    let plan = schedule(&func, &groups, &depths, &options.donate);
+    dump.record(Stage::Kernels, || groups.iter().filter_map(|g| g.work.kernel()).map(|k| format!("{k}\n")).collect());
+    let plan = schedule(&func, &groups, &depths, &options.donate, options.bucket_bytes);
     dump.record(Stage::Schedule, || schedule_text(&func, &groups, &plan));
     let (exec, lives) = Planner::new(&func, &groups, &plan, options).plan()?;
     dump.record(Stage::Memory, || memory_text(&func, &exec, &lives));
@@ -131,7 +132,7 @@ impl<'a> Planner<'a> {
     }
 
     fn plan(mut self) -> Result<(Executable, Vec<Life>)> {
-        let func = self.func;
+        let (func, groups) = (self.func, self.groups);
         for (i, p) in func.params.iter().enumerate() {
             self.at.insert(p.value, BufRef::Input(i as u32));
         }
@@ -145,14 +146,21 @@ impl<'a> Planner<'a> {
         for (s, batch) in self.plan.steps.iter().enumerate() {
             self.now = s;
             let mut kernels = vec![];
+            let mut exchanged = vec![];
             for &g in batch {
-                kernels.push(self.dispatch(g)?);
+                match &groups[g].work {
+                    Work::Kernel(lowered) => kernels.push(self.dispatch(g, lowered)?),
+                    Work::Collective(op, operand) => exchanged.push((op, *operand, groups[g].outputs[0])),
+                }
             }
-            self.emit(batch, kernels)?;
+            if !kernels.is_empty() {
+                self.emit(batch, kernels)?;
+            }
+            let taken = self.exchange(batch, &exchanged, &last_use)?;
             for &g in batch {
                 let group = &self.groups[g];
-                for v in inputs(group).iter().chain(&group.outputs) {
-                    if last_use.get(v) == Some(&s) {
+                for v in group.inputs().iter().chain(&group.outputs) {
+                    if last_use.get(v) == Some(&s) && !taken.contains(v) {
                         self.slabs.free(self.at[v]);
                     }
                 }
@@ -194,7 +202,7 @@ impl<'a> Planner<'a> {
         for (s, batch) in self.plan.steps.iter().enumerate() {
             for &g in batch {
                 let group = &self.groups[g];
-                for &v in inputs(group).iter().chain(&group.outputs) {
+                for &v in group.inputs().iter().chain(&group.outputs) {
                     last.insert(v, s);
                 }
             }
@@ -240,12 +248,15 @@ impl<'a> Planner<'a> {
         if let Some(&range) = self.at.get(&v) {
             return Ok(range);
         }
-        let Op::Const(array) = &self.func.def(v).op else {
-            return Err(CompileError::unsupported(
-                Stage::Memory,
-                "a value that no kernel makes",
-                &self.func.def(v).loc,
-            ));
+        let node = self.func.def(v);
+        let array = match &node.op {
+            Op::Const(array) => array,
+            Op::AxisIndex { axis } => {
+                let at = self.func.mesh.axes.iter().position(|(name, _)| name == axis).expect("verified");
+                self.at.insert(v, BufRef::Axis(at as u32));
+                return Ok(BufRef::Axis(at as u32));
+            }
+            _ => return Err(CompileError::unsupported(Stage::Memory, "a value that no kernel makes", &node.loc)),
         };
         let bytes = if array.dtype() == dnx_ir::DType::Bool {
             array.bytes().iter().flat_map(|&b| u32::from(b != 0).to_le_bytes()).collect()
@@ -259,10 +270,10 @@ impl<'a> Planner<'a> {
     }
 
     /// The kernel of a group with in-place arguments joined, and the memory of its arguments.
-    fn dispatch(&mut self, g: usize) -> Result<(Kernel, Vec<BufRef>)> {
+    fn dispatch(&mut self, g: usize, lowered: &Lowered) -> Result<(Kernel, Vec<BufRef>)> {
         let group = &self.groups[g];
         let mut args = vec![];
-        for &v in inputs(group) {
+        for &v in group.inputs() {
             args.push(self.locate(v)?);
         }
         let reads = args.clone();
@@ -274,15 +285,50 @@ impl<'a> Planner<'a> {
             self.at.insert(v, range);
             args.push(range);
         }
-        Ok(join_in_place(group.lowered.kernel.clone(), args, inputs(group).len()))
+        Ok(join_in_place(lowered.kernel.clone(), args, group.inputs().len()))
+    }
+
+    /// One meeting for these `(what, operand, result)`. Gives the operands whose memory their results have taken.
+    fn exchange(
+        &mut self,
+        batch: &[usize],
+        exchanged: &[(&Collective, ValueId, ValueId)],
+        last_use: &HashMap<ValueId, usize>,
+    ) -> Result<Vec<ValueId>> {
+        let (mut parts, mut taken) = (vec![], vec![]);
+        for &(op, operand, result) in exchanged {
+            let src = self.locate(operand)?;
+            let readers = exchanged.iter().filter(|(_, v, _)| *v == operand).count();
+            let dies = last_use.get(&operand) == Some(&self.now) && matches!(src, BufRef::Slab { .. });
+            let dst = match self.at.get(&result) {
+                Some(&range) => range,
+                None if op.in_place() && dies && readers == 1 => {
+                    let bytes = self.func.ty(result).device_bytes() as u64;
+                    self.lives.push(Life { value: result, bytes, first: self.now + 1, last: self.now });
+                    taken.push(operand);
+                    src
+                }
+                None => self.place(result, &self.func.ty(result).clone(), &[])?,
+            };
+            self.at.insert(result, dst);
+            if self.func.ty(operand).elems() > 0 || self.func.ty(result).elems() > 0 {
+                parts.push(Part { op: op.clone(), src, dst, ty: self.func.ty(operand).clone() });
+            }
+        }
+        if !parts.is_empty() {
+            self.steps.push(Step::Collective { parts, loc: self.name(batch[0]) });
+        }
+        Ok(taken)
+    }
+
+    /// What errors and profiles call a group.
+    fn name(&self, g: usize) -> String {
+        let node = &self.func.nodes[self.groups[g].members.last().expect("groups have members").index()];
+        if node.loc.is_empty() { node.op.name().to_string() } else { node.loc.to_string() }
     }
 
     fn emit(&mut self, batch: &[usize], kernels: Vec<(Kernel, Vec<BufRef>)>) -> Result<()> {
-        let name = |g: usize| {
-            let node = &self.func.nodes[self.groups[g].members.last().expect("groups have members").index()];
-            if node.loc.is_empty() { node.op.name().to_string() } else { node.loc.to_string() }
-        };
-        let loc = name(batch[0]);
+        let loc = self.name(batch[0]);
         if let [(kernel, args)] = &kernels[..] {
             if kernel.points() == 0 && kernel.stores.iter().all(|s| kernel.args[s.arg as usize].elems == 0) {
                 return Ok(());

@@ -8,6 +8,7 @@
 //! weights, moments and averages of an optimizer wait for the check that the whole step is finite, so it is the
 //! gradient that is kept until then, not they.
 
+use crate::fuse::is_given;
 use dnx_ir::{Builder, Func, NodeId, Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -77,7 +78,7 @@ fn sink(func: &Func, depths: &mut [u32]) {
 
 /// Whether the value is in memory before anything runs.
 fn is_input(func: &Func, v: ValueId) -> bool {
-    matches!(func.def(v).op, Op::Param { .. } | Op::Const(_) | Op::Iota { .. })
+    is_given(&func.def(v).op) || matches!(func.def(v).op, Op::Iota { .. })
 }
 
 /// Per node the latest depth at which its users allow it: that of its first user, if the node may move, else its

@@ -1,6 +1,6 @@
 //! What the last stages look like when they are printed.
 
-use crate::exec::{Executable, Step};
+use crate::exec::{Executable, Part, Step};
 use crate::fuse::Group;
 use crate::memory::{Life, at_peak};
 use crate::schedule::Schedule;
@@ -15,7 +15,7 @@ pub fn fusion_text(func: &Func, groups: &[Group], reasons: &[String]) -> String 
     let mut out = String::new();
     for (i, g) in groups.iter().enumerate() {
         let outputs: Vec<String> = g.outputs.iter().map(|v| format!("%{}: {}", v.0, func.ty(*v))).collect();
-        out += &format!("cluster {i}: {:?} -> {}\n", g.kind, outputs.join(", "));
+        out += &format!("cluster {i}: {} -> {}\n", g.work.name(), outputs.join(", "));
         for m in &g.members {
             let n = &func.nodes[m.index()];
             let operands: Vec<String> = n.operands.iter().map(|o| format!("%{}", o.0)).collect();
@@ -36,7 +36,7 @@ pub fn schedule_text(func: &Func, groups: &[Group], plan: &Schedule) -> String {
             .iter()
             .map(|&g| {
                 let last = groups[g].members.last().expect("groups have members");
-                format!("cluster {g} ({:?} {})", groups[g].kind, func.nodes[last.index()].loc)
+                format!("cluster {g} ({} {})", groups[g].work.name(), func.nodes[last.index()].loc)
             })
             .collect();
         out += &format!("{s}: {}\n", names.join(", "));
@@ -69,7 +69,10 @@ pub fn memory_text(func: &Func, exec: &Executable, lives: &[Life]) -> String {
                 format!("{s}: kernel {kernel} over {} tensors // {loc}\n", segments.len())
             }
             Step::Copy { src, dst } => format!("{s}: copy {src:?} to {dst:?}\n"),
-            Step::Collective { op, src, dst, .. } => format!("{s}: {op:?} {src:?} to {dst:?}\n"),
+            Step::Collective { parts, loc } => {
+                let part = |p: &Part| format!("{s}: {:?} {:?} to {:?} // {loc}\n", p.op, p.src, p.dst);
+                parts.iter().map(part).collect()
+            }
         };
     }
     out

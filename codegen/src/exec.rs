@@ -5,8 +5,12 @@ use crate::kernel::Kernel;
 use dnx_ir::{Mesh, Type};
 use serde::{Deserialize, Serialize};
 
+pub mod collective;
+
+pub use collective::{Collective, Part, group};
+
 /// Version of the serialised form and of the meaning of kernels; part of every cache key.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Alignment, in bytes, of every range handed to a kernel.
 pub const ALIGN: u64 = 256;
@@ -36,6 +40,14 @@ pub struct Executable {
     pub steps: Vec<Step>,
     /// Greatest number of bytes alive at once: inputs, outputs, constants and slabs.
     pub peak_bytes: u64,
+}
+
+impl Executable {
+    /// The coordinates of a device along the axes of the mesh: what [`BufRef::Axis`] holds there.
+    pub fn coordinates(&self, device: usize) -> Vec<i32> {
+        let axes = self.mesh.axes.iter();
+        axes.map(|(name, _)| self.mesh.coordinate(device, name).expect("an axis of this mesh") as i32).collect()
+    }
 }
 
 /// Features a program needs.
@@ -69,6 +81,9 @@ pub enum BufRef {
     Output(u32),
     /// The whole of constant `i`.
     Constant(u32),
+    /// One `i32`: the device's coordinate along axis `i` of the mesh. What [`dnx_ir::Op::AxisIndex`] gives; the device
+    /// that binds the program fills it, so that all devices share the kernels.
+    Axis(u32),
     /// Bytes of a slab, aligned to [`ALIGN`].
     Slab {
         /// Slab.
@@ -139,26 +154,16 @@ pub enum Step {
         /// To.
         dst: BufRef,
     },
-    /// Exchanges data between devices; see [`dnx_ir::Op`]'s collectives.
+    /// Exchanges data between devices: every device of a group meets the others, and all parts are exchanged at once.
+    /// A group is the devices that differ only along the parts' mesh axes, which are the same for all parts. Every
+    /// device takes the same steps in the same order, so the meetings of a group are the same on all of them.
+    ///
+    /// No part's `dst` overlaps another part's `src` or `dst`. It is its own `src` or is apart from it; the former
+    /// only in an all-reduce, which then is in place.
     Collective {
-        /// What it does.
-        op: Collective,
-        /// Operand.
-        src: BufRef,
-        /// Result.
-        dst: BufRef,
-        /// Local type of the operand.
-        ty: Type,
+        /// What is exchanged: at least one part.
+        parts: Vec<Part>,
+        /// Model path of the first part, for errors and profiles.
+        loc: String,
     },
-}
-
-/// A collective with its attributes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub enum Collective {
-    AllReduce { kind: dnx_ir::ReduceKind, axes: Vec<String> },
-    AllGather { axis: String, dim: usize },
-    ReduceScatter { axis: String, dim: usize },
-    AllToAll { axis: String, split: usize, concat: usize },
-    Ppermute { axis: String, pairs: Vec<(usize, usize)> },
 }

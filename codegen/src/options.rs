@@ -21,7 +21,13 @@ pub struct Options {
     /// computed by products and rows of softmax, which are faster there than the attention kernel. Longer sequences keep
     /// the kernel, which never holds their scores. 0: all do.
     pub held_scores: u64,
+    /// Collectives of one kind between the same devices that are ready together are one meeting, up to this many bytes
+    /// of operands and results (a single larger one is alone). 0: each is alone.
+    pub bucket_bytes: u64,
 }
+
+/// The default of [`Options::bucket_bytes`]: large enough that the cost of a meeting is small beside that of the bytes.
+const BUCKET_BYTES: u64 = 32 << 20;
 
 /// The default of [`Options::held_scores`].
 const HELD_SCORES: u64 = 64 << 20;
@@ -36,6 +42,7 @@ impl Options {
             fuse: true,
             tuned: BTreeMap::new(),
             held_scores: HELD_SCORES,
+            bucket_bytes: BUCKET_BYTES,
         }
     }
 
@@ -48,6 +55,11 @@ impl Options {
     /// The same options with attention decomposed up to this size of its scores; see [`Options::held_scores`].
     pub fn with_held_scores(self, held_scores: u64) -> Options {
         Options { held_scores, ..self }
+    }
+
+    /// The same options with meetings of this size; see [`Options::bucket_bytes`].
+    pub fn with_bucket_bytes(self, bucket_bytes: u64) -> Options {
+        Options { bucket_bytes, ..self }
     }
 
     /// The same options with this precision.

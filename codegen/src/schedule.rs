@@ -3,11 +3,14 @@
 //! Order: topological, and barrier by barrier: what stands behind more barriers comes later, so that recomputed
 //! blocks are recomputed one at a time. Among what is ready, first what gives back at least the memory it takes (weight gradients,
 //! as soon as the two values they read have no other reader), the most first; then the kernel whose last node
-//! comes first in the program, which keeps a value's producer near its users. A donated input is overwritten by the kernel that makes its result,
+//! comes first in the program, which keeps a value's producer near its users. Collectives wait until a bucket of one kind between the
+//! same devices is full, or nothing else of their depth can go on: few meetings, each of many values. Those whose
+//! results are larger than their operands (gathered weights) wait for the latter alone. A donated input is overwritten by the kernel that makes its result,
 //! so every other reader of that input is put before that kernel; where that is impossible, or where the kernel
 //! reads the input at other elements than it writes, the result is made elsewhere and copied at the end.
 
-use crate::fuse::Group;
+use crate::exec::Collective;
+use crate::fuse::{Group, Work, is_given};
 use crate::kernel::{Inst, Kernel, Kind};
 use dnx_ir::{Func, NodeId, Op, ValueId};
 use std::cmp::Reverse;
@@ -27,7 +30,7 @@ pub enum Place {
 /// The order of work.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// Batches of group indices; a batch of several is one `Multi` step.
+    /// Batches of group indices; a batch of several is one `Multi` step, or one meeting of several collectives.
     pub steps: Vec<Vec<usize>>,
     /// Per result.
     pub places: Vec<Place>,
@@ -35,8 +38,8 @@ pub struct Schedule {
     pub donated: Vec<Option<usize>>,
 }
 
-/// Orders the groups.
-pub fn schedule(func: &Func, groups: &[Group], depths: &[u32], donate: &[(usize, usize)]) -> Schedule {
+/// Orders the groups. `bucket` is the most bytes of several collectives in one step.
+pub fn schedule(func: &Func, groups: &[Group], depths: &[u32], donate: &[(usize, usize)], bucket: u64) -> Schedule {
     let donated = |j: usize| donate.iter().find(|&&(_, o)| o == j).map(|&(i, _)| i);
     let donated: Vec<Option<usize>> = (0..func.results.len()).map(donated).collect();
     let producer: HashMap<ValueId, usize> =
@@ -44,7 +47,7 @@ pub fn schedule(func: &Func, groups: &[Group], depths: &[u32], donate: &[(usize,
     let mut readers: HashMap<ValueId, Vec<usize>> = HashMap::new();
     let mut after: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); groups.len()];
     for (g, group) in groups.iter().enumerate() {
-        for &v in inputs(group) {
+        for &v in group.inputs() {
             readers.entry(v).or_default().push(g);
             if let Some(&p) = producer.get(&v) {
                 after[p].insert(g);
@@ -80,17 +83,12 @@ pub fn schedule(func: &Func, groups: &[Group], depths: &[u32], donate: &[(usize,
     let direct: BTreeSet<ValueId> =
         func.results.iter().zip(&places).filter(|(_, p)| **p == Place::Direct).map(|(&r, _)| r).collect();
     let kept = func.results.iter().zip(&places).filter(|(_, p)| **p == Place::Copied).map(|(&r, _)| r).collect();
-    let costs = Costs { func, groups, depths, direct, kept };
+    let costs = Costs { func, groups, depths, bucket, direct, kept };
     let batches = multi_batches(func, groups, &after);
     let steps = order(&costs, &after, &batches)
         .or_else(|| order(&costs, &after, &singles(groups)))
         .expect("the dependences of kernels have no cycle");
     Schedule { steps, places, donated }
-}
-
-/// The values a group reads from memory.
-pub fn inputs(group: &Group) -> &[ValueId] {
-    &group.lowered.args[..group.lowered.args.len() - group.outputs.len()]
 }
 
 fn reaches(after: &[BTreeSet<usize>], from: usize, to: usize) -> bool {
@@ -109,8 +107,12 @@ fn reaches(after: &[BTreeSet<usize>], from: usize, to: usize) -> bool {
 
 /// Whether every element of `old` is read only by the point that writes that element of `new`.
 fn updates_in_place(group: &Group, old: ValueId, new: ValueId) -> bool {
-    let kernel = &group.lowered.kernel;
-    let arg = |v: ValueId| group.lowered.args.iter().position(|&a| a == v).map(|a| a as u32);
+    let lowered = match &group.work {
+        Work::Kernel(lowered) => lowered,
+        Work::Collective(op, operand) => return op.in_place() && *operand == old,
+    };
+    let kernel = &lowered.kernel;
+    let arg = |v: ValueId| lowered.args.iter().position(|&a| a == v).map(|a| a as u32);
     let (Some(from), Some(to)) = (arg(old), arg(new)) else { return false };
     let (a, b) = (kernel.args[from as usize], kernel.args[to as usize]);
     let Some(store) = kernel.stores.iter().find(|s| s.arg == to) else { return false };
@@ -134,7 +136,7 @@ fn multi_batches(func: &Func, groups: &[Group], after: &[BTreeSet<usize>]) -> Ve
     let mut by_body: HashMap<Kernel, usize> = HashMap::new();
     for (g, group) in groups.iter().enumerate() {
         let sink = group.outputs.iter().all(|v| func.results.contains(v)) && after[g].is_empty();
-        match as_multi(&group.lowered.kernel).filter(|_| sink) {
+        match group.work.kernel().and_then(as_multi).filter(|_| sink) {
             Some(body) => match by_body.get(&body) {
                 Some(&at) => batches[at].push(g),
                 None => {
@@ -184,6 +186,8 @@ struct Costs<'a> {
     groups: &'a [Group],
     /// Barriers before each node.
     depths: &'a [u32],
+    /// Most bytes of several collectives in one step.
+    bucket: u64,
     /// Results written to memory of their own.
     direct: BTreeSet<ValueId>,
     /// Results that are copied at the end: their temporaries live until then.
@@ -193,13 +197,13 @@ struct Costs<'a> {
 impl Costs<'_> {
     /// Bytes of temporary memory that a value takes while it lives.
     fn bytes(&self, v: ValueId) -> i64 {
-        let outside = self.direct.contains(&v) || matches!(self.func.def(v).op, Op::Param { .. } | Op::Const(_));
+        let outside = self.direct.contains(&v) || is_given(&self.func.def(v).op);
         if outside { 0 } else { self.func.ty(v).device_bytes() as i64 }
     }
 
     /// The distinct values that a batch reads and that may be given back.
     fn reads(&self, batch: &[usize]) -> Vec<ValueId> {
-        let mut reads: Vec<ValueId> = batch.iter().flat_map(|&g| inputs(&self.groups[g])).copied().collect();
+        let mut reads: Vec<ValueId> = batch.iter().flat_map(|&g| self.groups[g].inputs()).copied().collect();
         reads.retain(|v| self.bytes(*v) > 0 && !self.kept.contains(v));
         reads.sort_unstable();
         reads.dedup();
@@ -237,28 +241,100 @@ fn order(costs: &Costs, after: &[BTreeSet<usize>], batches: &[Vec<usize>]) -> Op
     let mut readers: HashMap<ValueId, usize> = HashMap::new();
     reads.iter().flatten().for_each(|&v| *readers.entry(v).or_default() += 1);
 
-    let mut ready: BTreeSet<(Option<(u32, NodeId)>, usize)> =
-        (0..batches.len()).filter(|&b| waits[b] == 0).map(|b| (place(b), b)).collect();
-    let mut out = vec![];
-    while let Some(&first) = ready.first() {
-        let gives = |b: usize| reads[b].iter().filter(|v| readers[*v] == 1).map(|&v| costs.bytes(v)).sum::<i64>();
-        let depth = first.0.map(|(depth, _)| depth);
-        let same = ready.iter().take_while(|(place, _)| place.map(|(depth, _)| depth) == depth);
-        let best = same.max_by_key(|&&(_, b)| (gives(b) - takes[b], Reverse(b)));
-        let best = best.filter(|&&(_, b)| gives(b) > 0 && gives(b) >= takes[b]);
-        let chosen = best.copied().unwrap_or(first);
-        ready.remove(&chosen);
-        let b = chosen.1;
-        reads[b].iter().for_each(|v| *readers.get_mut(v).expect("counted") -= 1);
-        out.push(batches[b].clone());
-        for &n in &next[b] {
-            waits[n] -= 1;
-            if waits[n] == 0 {
-                ready.insert((place(n), n));
+    let mut ready: BTreeSet<Ready> = BTreeSet::new();
+    let mut waiting: BTreeSet<Ready> = BTreeSet::new();
+    let is_collective = |b: usize| groups[batches[b][0]].work.kernel().is_none();
+    let at_hand = |ready: &mut BTreeSet<Ready>, waiting: &mut BTreeSet<Ready>, b: usize| {
+        if is_collective(b) {
+            waiting.insert((place(b), b))
+        } else {
+            ready.insert((place(b), b))
+        };
+    };
+    (0..batches.len()).filter(|&b| waits[b] == 0).for_each(|b| at_hand(&mut ready, &mut waiting, b));
+    let (mut out, mut done) = (vec![], 0);
+    loop {
+        let depth = |set: &BTreeSet<Ready>| set.first().map(|(place, _)| place.map(|(depth, _)| depth));
+        let now = match (depth(&ready), depth(&waiting)) {
+            (None, None) => break,
+            (Some(a), Some(b)) => a.min(b),
+            (a, b) => a.or(b).expect("one of them is there"),
+        };
+        let stuck = depth(&ready) != Some(now);
+        let chosen = match bucket(costs, batches, &waiting, now, stuck) {
+            Some(bucket) => bucket,
+            None => {
+                let gives =
+                    |b: usize| reads[b].iter().filter(|v| readers[*v] == 1).map(|&v| costs.bytes(v)).sum::<i64>();
+                let same = ready.iter().take_while(|(place, _)| place.map(|(depth, _)| depth) == now);
+                let best = same.max_by_key(|&&(_, b)| (gives(b) - takes[b], Reverse(b)));
+                let best = best.filter(|&&(_, b)| gives(b) > 0 && gives(b) >= takes[b]);
+                vec![*best.or(ready.first()).expect("not stuck")]
+            }
+        };
+        out.push(chosen.iter().flat_map(|&(_, b)| batches[b].iter().copied()).collect());
+        for at in &chosen {
+            ready.remove(at);
+            waiting.remove(at);
+            done += 1;
+            reads[at.1].iter().for_each(|v| *readers.get_mut(v).expect("counted") -= 1);
+        }
+        for &(_, b) in &chosen {
+            for &n in &next[b] {
+                waits[n] -= 1;
+                if waits[n] == 0 {
+                    at_hand(&mut ready, &mut waiting, n);
+                }
             }
         }
     }
-    (out.len() == batches.len()).then_some(out)
+    (done == batches.len()).then_some(out)
+}
+
+/// A batch that nothing keeps from being next: its depth and last node, and its number.
+type Ready = (Option<(u32, NodeId)>, usize);
+
+/// The collectives that are next, if any are: those of the first full bucket at this depth or, where nothing else can
+/// go on (`stuck`), of the first one.
+fn bucket(
+    costs: &Costs,
+    batches: &[Vec<usize>],
+    waiting: &BTreeSet<Ready>,
+    depth: Option<u32>,
+    stuck: bool,
+) -> Option<Vec<Ready>> {
+    let collective = |at: &Ready| -> (&Collective, u64) {
+        let group = &costs.groups[batches[at.1][0]];
+        let Work::Collective(op, operand) = &group.work else { unreachable!("only collectives wait") };
+        let bytes = |v: ValueId| costs.func.ty(v).device_bytes() as u64;
+        (op, bytes(*operand) + group.outputs.iter().map(|&v| bytes(v)).sum::<u64>())
+    };
+    let together = |a: &Collective, b: &Collective| a.name() == b.name() && a.axes() == b.axes();
+    let here: Vec<&Ready> = waiting.iter().take_while(|(place, _)| place.map(|(depth, _)| depth) == depth).collect();
+    let mut tried: Vec<&Collective> = vec![];
+    for &first in &here {
+        let (op, mut total) = collective(first);
+        if tried.iter().any(|t| together(t, op)) {
+            continue;
+        }
+        tried.push(op);
+        let (mut chosen, mut full) = (vec![*first], total >= costs.bucket);
+        for &at in here.iter().filter(|&&at| at > first) {
+            let (other, bytes) = collective(at);
+            if full || !together(op, other) {
+                continue;
+            }
+            full = total + bytes > costs.bucket;
+            if !full {
+                total += bytes;
+                chosen.push(*at);
+            }
+        }
+        if stuck || (full && !op.grows()) {
+            return Some(chosen);
+        }
+    }
+    None
 }
 
 /// Whether the value is a parameter of the function.

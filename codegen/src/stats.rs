@@ -4,13 +4,17 @@
 //! *flops*: 2 per point of a contraction, 1 per float instruction per point of the dims it depends on (a transcendental
 //! is 1), 1 per reduced element; attention as if its parts shared one computation of the scores, hidden ones left out. Integer work, comparisons, selections and conversions are free.
 //!
+//! *collectives*: per kind and mesh axes how many, in how many meetings, and the bytes that a device moves, beside what the
+//! ring algorithm would send.
+//!
 //! *bytes*: what must cross the memory bus if every kernel reads each element it can reach once and writes each result
 //! once. A broadcast operand counts its own size, a gathered table at most the elements gathered.
 
-use crate::exec::{BufRef, Executable, Step};
+use crate::exec::{BufRef, Executable, Step, group};
 use crate::kernel::{Access, Inst, Kernel};
 use dnx_ir::{BinaryOp, UnaryOp};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// Costs of one run of a program.
@@ -34,6 +38,29 @@ pub struct Stats {
     /// The same per kernel, the most work first; all dispatches of a kernel together. Copies and collectives have
     /// a row each.
     pub per_kernel: Vec<KernelStats>,
+    /// What devices exchange, per kind and mesh axes, in order of both. Empty for programs of one device.
+    #[serde(default)]
+    pub collectives: Vec<CollectiveStats>,
+}
+
+/// All collectives of one kind along the same mesh axes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectiveStats {
+    /// Mesh axes, joined by `+`.
+    pub axes: String,
+    /// Name of the op.
+    pub kind: String,
+    /// Devices of a group.
+    pub devices: u64,
+    /// Values exchanged.
+    pub count: u64,
+    /// Meetings in which they are.
+    pub steps: u64,
+    /// Bytes that one device hands over and takes back, per run: its operands and its results.
+    pub bytes: u64,
+    /// Bytes one device would send over its link per run in the ring algorithm; see
+    /// [`crate::exec::Collective::ring_bytes`].
+    pub ring_bytes: u64,
 }
 
 /// Costs of all dispatches of one kernel.
@@ -90,6 +117,7 @@ impl Stats {
             kernels: exec.kernels.len() as u64,
             peak_bytes: exec.peak_bytes,
             per_kernel: rows,
+            collectives: collectives_of(exec),
         }
     }
 
@@ -109,6 +137,14 @@ impl Stats {
         let (f, b) = (si(self.flops), si(self.bytes));
         let ratio = intensity(self.flops, self.bytes);
         let _ = writeln!(out, "{:<10} {:>6} {f:>10} {b:>10} {ratio:>8.2}", "total", self.dispatches);
+        for c in &self.collectives {
+            let (bytes, ring) = (si(c.bytes), si(c.ring_bytes));
+            let _ = writeln!(
+                out,
+                "{} along {} of {} devices: {} in {} meetings, {bytes}B per device and step (ring: {ring}B)",
+                c.kind, c.axes, c.devices, c.count, c.steps
+            );
+        }
         let _ = writeln!(
             out,
             "{} dispatches of {} kernels, peak memory {}B, {} parameters ({} trained)",
@@ -125,7 +161,7 @@ impl Stats {
 /// What one step of an executable is and costs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepCost {
-    /// Model path, or `copy` or `collective`.
+    /// Model path, `copy`, or what is exchanged.
     pub name: String,
     /// Kernel kind, or `copy` or `collective`.
     pub kind: &'static str,
@@ -145,8 +181,13 @@ impl StepCost {
             Step::Dispatch { kernel, loc, .. } => (*kernel, loc, vec![0]),
             Step::Multi { kernel, segments, loc } => (*kernel, loc, segments.iter().map(|(n, _)| *n).collect()),
             Step::Copy { src, .. } => return moved("copy", 2 * length(exec, src)),
-            Step::Collective { src, dst, .. } => {
-                return moved("collective", length(exec, src) + length(exec, dst));
+            Step::Collective { parts, loc } => {
+                let bytes = parts.iter().map(|p| length(exec, &p.src) + length(exec, &p.dst)).sum();
+                let name = match parts.len() {
+                    1 => format!("{} {loc}", parts[0].op.name()),
+                    n => format!("{} of {n} {loc}..", parts[0].op.name()),
+                };
+                return StepCost { name, ..moved("collective", bytes) };
             }
         };
         let body = &exec.kernels[kernel as usize].kernel;
@@ -158,6 +199,32 @@ impl StepCost {
             bytes: segments.iter().map(|&n| bytes(body, n)).sum(),
         }
     }
+}
+
+/// A row per kind and axes.
+fn collectives_of(exec: &Executable) -> Vec<CollectiveStats> {
+    let mut rows: BTreeMap<(String, &str), CollectiveStats> = BTreeMap::new();
+    for step in &exec.steps {
+        let Step::Collective { parts, .. } = step else { continue };
+        for (i, part) in parts.iter().enumerate() {
+            let (axes, kind) = (part.op.axes().join("+"), part.op.name());
+            let devices = group(&exec.mesh, part.op.axes(), 0).len() as u64;
+            let row = rows.entry((axes.clone(), kind)).or_insert_with(|| CollectiveStats {
+                axes,
+                kind: kind.to_string(),
+                devices,
+                count: 0,
+                steps: 0,
+                bytes: 0,
+                ring_bytes: 0,
+            });
+            row.count += 1;
+            row.steps += u64::from(i == 0);
+            row.bytes += length(exec, &part.src) + length(exec, &part.dst);
+            row.ring_bytes += part.op.ring_bytes(length(exec, &part.src), devices);
+        }
+    }
+    rows.into_values().collect()
 }
 
 impl KernelStats {
@@ -189,6 +256,7 @@ fn length(exec: &Executable, range: &BufRef) -> u64 {
         BufRef::Input(i) => exec.inputs[*i as usize].ty.device_bytes() as u64,
         BufRef::Output(i) => exec.outputs[*i as usize].ty.device_bytes() as u64,
         BufRef::Constant(i) => exec.constants[*i as usize].len() as u64,
+        BufRef::Axis(_) => 4,
         BufRef::Slab { bytes, .. } => *bytes,
     }
 }

@@ -75,6 +75,11 @@ impl Graph {
         self.emit(Op::RandomBits { dims: dims.to_vec(), global: None }, &[key])
     }
 
+    /// Per-device program: this device's coordinate along a mesh axis, `i32[]`.
+    pub fn axis_index(&self, axis: &str) -> Tensor<'_> {
+        self.emit(Op::AxisIndex { axis: axis.into() }, &[])
+    }
+
     /// Joins tensors along `dim`.
     pub fn concat<'g>(&'g self, parts: &[Tensor<'g>], dim: usize) -> Tensor<'g> {
         self.emit(Op::Concat { dim }, parts)

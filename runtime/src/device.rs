@@ -5,12 +5,13 @@
 //! [`crate::program`], which are the only places that tell the kinds apart.
 
 use crate::buffer::to_device;
+use crate::company::Seat;
 use crate::cpu::{CpuDevice, CpuMemory};
 use crate::gpu::{GpuDevice, GpuMemory, adapters};
 use crate::program::LoadedProgram;
 use crate::tune::Table;
 use crate::{Buffer, Error, Program, Result};
-use dnx_codegen::exec::{ALIGN, Executable, VERSION};
+use dnx_codegen::exec::{ALIGN, Executable, Step, VERSION};
 use dnx_codegen::{Options, Target};
 use dnx_ir::{Array, Func, Type};
 use serde::{Deserialize, Serialize};
@@ -108,6 +109,28 @@ impl Device {
         }
     }
 
+    /// Opens the devices of a team, in order of rank: selectors of [`Device::open`] joined by `,`, each with `*N` behind
+    /// it to open it `N` times. `cpu*4` is four cpu devices, `gpu:0*2` two logical devices on one GPU, `gpu:0,gpu:1`
+    /// two GPUs. A text that names a device as it is opens that one; `None` is that of [`Device::open`].
+    ///
+    /// # Errors
+    /// If the text is no such list, a part of it names no device, or one can't be opened.
+    pub fn open_all(selector: Option<&str>) -> Result<Vec<Device>> {
+        let Some(text) = selector else { return Ok(vec![Device::open(None)?]) };
+        // Names of adapters have commas too.
+        match Device::open(Some(text)) {
+            Err(Error::NoDevice { .. }) if text.contains([',', '*']) => {}
+            outcome => return Ok(vec![outcome?]),
+        }
+        let mut devices = vec![];
+        for (selector, count) in parse_list(text)? {
+            for _ in 0..count {
+                devices.push(Device::open(Some(selector))?);
+            }
+        }
+        Ok(devices)
+    }
+
     /// Every device: the GPUs in the order of `gpu:0`, `gpu:1`.., then the cpu.
     pub fn list() -> Vec<DeviceInfo> {
         let mut all: Vec<DeviceInfo> = adapters().iter().map(|gpu| gpu.info()).collect();
@@ -189,13 +212,21 @@ impl Device {
         if exec.version != VERSION {
             return Err(Error::Version { expected: VERSION, got: exec.version });
         }
-        if exec.mesh.devices() != 1 {
+        if exec.mesh.devices() != 1 || exec.steps.iter().any(|s| matches!(s, Step::Collective { .. })) {
             return Err(Error::Unsupported {
                 program: exec.name.clone(),
                 device: self.name().to_string(),
-                reason: format!("it is one device's part of a mesh of {}", exec.mesh.devices()),
+                reason: format!(
+                    "it is one device's part of a mesh of {}; load it with a team of as many devices",
+                    exec.mesh.devices()
+                ),
             });
         }
+        self.load_at(&Arc::new(exec), Seat::alone())
+    }
+
+    /// [`Device::load`] for one of the devices of a program's mesh.
+    pub(crate) fn load_at(&self, exec: &Arc<Executable>, seat: Seat) -> Result<Program> {
         if self.info.memory.is_some_and(|m| exec.peak_bytes > m) {
             let ports = exec.inputs.iter().chain(exec.outputs.iter().filter(|o| o.donated.is_none()));
             let mut parts: Vec<(u64, String)> =
@@ -203,12 +234,11 @@ impl Device {
             parts.push((exec.slabs.iter().sum(), "temporaries".to_string()));
             return Err(self.out_of_memory(format!("program `{}`", exec.name), exec.peak_bytes, parts));
         }
-        let exec = Arc::new(exec);
         let loaded = match &self.inner {
-            Inner::Cpu(cpu) => LoadedProgram::Cpu(cpu.load(&exec, self.name())?),
-            Inner::Gpu(gpu) => LoadedProgram::Gpu(gpu.load(&exec)?),
+            Inner::Cpu(cpu) => LoadedProgram::Cpu(cpu.load(exec, self.name(), seat)?),
+            Inner::Gpu(gpu) => LoadedProgram::Gpu(gpu.load(exec, seat)?),
         };
-        Ok(Program::new(self.clone(), exec, loaded))
+        Ok(Program::new(self.clone(), exec.clone(), loaded))
     }
 
     /// Compiles a function for this device and loads it. `donate` pairs an input whose memory is given up with the
@@ -245,6 +275,15 @@ impl Device {
             (Inner::Cpu(_), Memory::Gpu(_)) | (Inner::Gpu(_), Memory::Cpu(_)) => {
                 unreachable!("a buffer keeps its own device")
             }
+        }
+    }
+
+    /// Loses a GPU, as a driver that resets it does.
+    #[cfg(test)]
+    pub(crate) fn lose(&self) {
+        match &self.inner {
+            Inner::Gpu(gpu) => gpu.lose(),
+            Inner::Cpu(_) => unreachable!("the host's processor is not lost"),
         }
     }
 
@@ -291,6 +330,32 @@ fn select(all: &[DeviceInfo], selector: Option<&str>) -> Result<usize> {
     })
 }
 
+/// Most devices of one list; more are a slip of the finger.
+const MOST: usize = 1024;
+
+/// The selectors of a list, and how often each is to be opened.
+fn parse_list(text: &str) -> Result<Vec<(&str, usize)>> {
+    let wrong =
+        |part: &str, why: &str| Error::DeviceList { list: text.to_string(), part: part.to_string(), why: why.into() };
+    let mut list = vec![];
+    for part in text.split(',').map(str::trim) {
+        let (selector, count) = match part.rsplit_once('*') {
+            None => (part, 1),
+            Some((selector, count)) => match count.trim().parse::<usize>() {
+                Ok(0) => return Err(wrong(part, "no device is opened 0 times")),
+                Ok(count) if count <= MOST => (selector.trim(), count),
+                Ok(_) => return Err(wrong(part, &format!("at most {MOST} are opened"))),
+                Err(_) => return Err(wrong(part, "what stands behind the * is no number")),
+            },
+        };
+        if selector.is_empty() {
+            return Err(wrong(part, "a device is missing"));
+        }
+        list.push((selector, count));
+    }
+    Ok(list)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,5 +393,24 @@ mod tests {
         assert_eq!(select(&soft, None).unwrap(), 1);
         assert!(select(&soft, Some("gpu")).is_err());
         assert_eq!(select(&soft, Some("LLVMpipe")).unwrap(), 0);
+    }
+
+    #[test]
+    fn lists() {
+        assert_eq!(parse_list("cpu*4").unwrap(), [("cpu", 4)]);
+        assert_eq!(parse_list("gpu:0 * 2, gpu:1").unwrap(), [("gpu:0", 2), ("gpu:1", 1)]);
+        let refused = |text: &str, why: &str| {
+            let e = parse_list(text).unwrap_err().to_string();
+            assert!(e.contains(why) && e.contains(&format!("`{text}`")), "{e}");
+        };
+        refused("cpu*0", "0 times");
+        refused("cpu*many", "no number");
+        refused("cpu*4000000", "at most 1024");
+        refused("gpu:0,,cpu", "a device is missing");
+        refused("*3", "a device is missing");
+        assert_eq!(Device::open_all(Some("cpu*3")).unwrap().len(), 3);
+        assert_eq!(Device::open_all(Some("cpu")).unwrap().len(), 1);
+        let e = Device::open_all(Some("cpu,quantum*2")).unwrap_err();
+        assert!(matches!(&e, Error::NoDevice { selector, .. } if selector == "quantum"), "{e}");
     }
 }

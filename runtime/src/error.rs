@@ -13,6 +13,16 @@ pub enum Error {
         /// The selectors and names that would do.
         available: Vec<String>,
     },
+    /// A text that is no list of devices.
+    #[error("`{part}` in the list of devices `{list}`: {why}. A list is written like cpu*4, gpu:0*2 or gpu:0,gpu:1")]
+    DeviceList {
+        /// The text.
+        list: String,
+        /// The part of it that is wrong.
+        part: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A program was given another number of inputs than it takes.
     #[error("program `{program}` takes {expected} inputs, not {got}")]
     InputCount {
@@ -116,6 +126,40 @@ pub enum Error {
         program: String,
         /// What the kernel reported.
         reason: String,
+    },
+    /// What can't be a team, or is not of one.
+    #[error("{0}")]
+    Team(String),
+    /// One rank of a team failed; the others have stopped.
+    #[error("rank {rank} of a team (device `{device}`), in program `{program}`: {source}")]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// Its device.
+        device: String,
+        /// The program.
+        program: String,
+        /// What happened to it.
+        source: Box<Error>,
+    },
+    /// Ranks did not come to a meeting; the others have stopped.
+    #[error(
+        "rank {} of a team did not come to step {step} (`{what}`) of program `{program}`, where rank {rank} has waited for          {:.1} s. A device that hangs shows so; if it is only slow, give it more time (Team::with_timeout)",
+        .ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", "), .waited.as_secs_f64()
+    )]
+    Missing {
+        /// The program.
+        program: String,
+        /// Who did not come.
+        ranks: Vec<usize>,
+        /// Who has waited.
+        rank: usize,
+        /// How long.
+        waited: std::time::Duration,
+        /// The step of the executable.
+        step: usize,
+        /// The step's name.
+        what: String,
     },
     /// A GPU failed or refused.
     #[error(transparent)]

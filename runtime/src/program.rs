@@ -1,8 +1,9 @@
 //! Programs: executables ready to run on a device, and their bindings to buffers.
 
+use crate::company::{Alone, Company, Stopped, Stopwatch};
 use crate::cpu::{CpuBound, CpuMemory, CpuProgram};
 use crate::device::{Device, Memory};
-use crate::gpu::{GpuBound, GpuMemory, GpuProgram};
+use crate::gpu::{GpuBound, GpuMemory, GpuProgram, Halt};
 use crate::{Buffer, Error, Result};
 use dnx_codegen::exec::{Executable, VERSION};
 use std::sync::Arc;
@@ -150,11 +151,28 @@ impl Bound {
     /// Runs the program on the bound buffers. Nothing is allocated.
     pub fn run(&self) -> Result<()> {
         match &self.loaded {
-            LoadedBound::Cpu(bound) => {
-                bound.run();
-                Ok(())
-            }
+            LoadedBound::Cpu(bound) => bound.run(&mut Alone).map_err(|Stopped| self.needs_company()),
             LoadedBound::Gpu(bound) => Ok(bound.run()?),
+        }
+    }
+
+    /// [`Bound::run`] as one of the devices of the program's mesh. `None`: the company has stopped it.
+    pub(crate) fn run_with(&self, company: &mut dyn Company) -> Result<Option<()>> {
+        match &self.loaded {
+            LoadedBound::Cpu(bound) => Ok(bound.run(company).ok()),
+            LoadedBound::Gpu(bound) => match bound.run_with(company) {
+                Ok(()) => Ok(Some(())),
+                Err(Halt::Stopped) => Ok(None),
+                Err(Halt::Gpu(error)) => Err(error.into()),
+            },
+        }
+    }
+
+    fn needs_company(&self) -> Error {
+        Error::Unsupported {
+            program: self.program.exec.name.clone(),
+            device: self.program.device.name().to_string(),
+            reason: "it meets other devices, and here is a single one; load it with a team".to_string(),
         }
     }
 
@@ -162,7 +180,11 @@ impl Bound {
     /// timestamp queries can't tell.
     pub fn profile(&self) -> Result<Vec<Duration>> {
         match &self.loaded {
-            LoadedBound::Cpu(bound) => Ok(bound.profile()),
+            LoadedBound::Cpu(bound) => {
+                let mut watch = Stopwatch::new(self.program.exec.steps.len());
+                bound.run(&mut watch).map_err(|Stopped| self.needs_company())?;
+                Ok(watch.times)
+            }
             LoadedBound::Gpu(bound) if bound.has_timestamps() => Ok(bound.profile(self.program.exec.steps.len())?),
             LoadedBound::Gpu(_) => Err(Error::Unsupported {
                 program: self.program.exec.name.clone(),

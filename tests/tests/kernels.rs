@@ -227,7 +227,9 @@ fn show(compiled: &Compiled) -> String {
                 segments.iter().for_each(|(n, args)| writeln!(out, "  {n}: {args:?}").unwrap());
             }
             Step::Copy { src, dst } => writeln!(out, "copy {src:?} to {dst:?}").unwrap(),
-            Step::Collective { op, .. } => writeln!(out, "{op:?}").unwrap(),
+            Step::Collective { parts, .. } => {
+                parts.iter().for_each(|p| writeln!(out, "{:?} {:?} to {:?}", p.op, p.src, p.dst).unwrap());
+            }
         }
     }
     for (i, entry) in exec.kernels.iter().enumerate() {

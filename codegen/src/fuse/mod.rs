@@ -10,23 +10,64 @@
 
 mod recompute;
 
-use crate::kernel::Kind;
+use crate::exec::Collective;
+use crate::kernel::{Kernel, Kind};
 use crate::lower::{Context, Lowered, Refusal, lower, reduce_kind};
 use dnx_ir::{BinaryOp, Func, NodeId, Op, UnaryOp, ValueId};
 use recompute::{Board, Ready};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashSet};
 
-/// A set of nodes that one kernel computes.
+/// A set of nodes that one step computes.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// How the kernel walks its space.
-    pub kind: Kind,
+    /// What it runs as.
+    pub work: Work,
     /// Member nodes, sorted.
     pub members: Vec<NodeId>,
     /// Values that are wanted outside, in order.
     pub outputs: Vec<ValueId>,
-    /// The kernel.
-    pub lowered: Lowered,
+}
+
+/// What a group runs as.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// A kernel.
+    Kernel(Lowered),
+    /// An exchange of the operand between devices; always the only node of its group.
+    Collective(Collective, ValueId),
+}
+
+impl Work {
+    /// The values it reads from memory; `outputs` are those it writes.
+    fn inputs(&self, outputs: &[ValueId]) -> &[ValueId] {
+        match self {
+            Work::Kernel(lowered) => &lowered.args[..lowered.args.len() - outputs.len()],
+            Work::Collective(_, operand) => std::slice::from_ref(operand),
+        }
+    }
+
+    /// The kernel, if it is one.
+    pub fn kernel(&self) -> Option<&Kernel> {
+        match self {
+            Work::Kernel(lowered) => Some(&lowered.kernel),
+            Work::Collective(..) => None,
+        }
+    }
+
+    /// Kernel kind, or the collective's name.
+    pub fn name(&self) -> String {
+        match self {
+            Work::Kernel(lowered) => format!("{:?}", lowered.kernel.kind),
+            Work::Collective(op, _) => op.name().to_string(),
+        }
+    }
+}
+
+impl Group {
+    /// The values it reads from memory.
+    pub fn inputs(&self) -> &[ValueId] {
+        self.work.inputs(&self.outputs)
+    }
 }
 
 /// The grouping of a function.
@@ -69,23 +110,21 @@ struct Fuser<'f> {
 
 #[derive(Clone, Debug)]
 struct Draft {
-    kind: Kind,
+    /// How the kernel walks its space; `None` for a collective.
+    kind: Option<Kind>,
     members: Vec<NodeId>,
     depth: u32,
 }
 
 /// Marks the nodes that do work or whose result must be in memory.
 pub fn compute_nodes(func: &Func) -> Vec<bool> {
-    let mut compute: Vec<bool> = func
-        .nodes
-        .iter()
-        .map(|n| !n.op.is_view() && !matches!(n.op, Op::Param { .. } | Op::Const(_) | Op::Iota { .. }))
-        .collect();
-    // What is gathered from, and what is returned, is in memory even if it is a view or a splat.
+    let mut compute: Vec<bool> =
+        func.nodes.iter().map(|n| !n.op.is_view() && !is_given(&n.op) && !matches!(n.op, Op::Iota { .. })).collect();
+    // What is gathered from, exchanged or returned is in memory even if it is a view or a splat.
     let mut demand = |v: ValueId| {
         let node = func.values[v.index()].node;
         let stored = match &func.nodes[node.index()].op {
-            Op::Param { .. } => true,
+            Op::Param { .. } | Op::AxisIndex { .. } => true,
             Op::Const(a) => a.as_splat().is_none(),
             _ => false,
         };
@@ -95,6 +134,7 @@ pub fn compute_nodes(func: &Func) -> Vec<bool> {
     };
     for node in &func.nodes {
         match node.op {
+            ref op if op.is_collective() => demand(node.operands[0]),
             Op::Take { .. } | Op::DynamicSlice { .. } => demand(node.operands[0]),
             Op::DynamicUpdateSlice => demand(node.operands[1]),
             Op::Composite { .. } => {
@@ -108,6 +148,11 @@ pub fn compute_nodes(func: &Func) -> Vec<bool> {
     func.results.iter().for_each(|&r| demand(r));
     sink_views(func, &mut compute);
     compute
+}
+
+/// Ops whose value is in memory before anything runs: no work.
+pub(crate) fn is_given(op: &Op) -> bool {
+    matches!(op, Op::Param { .. } | Op::Const(_) | Op::AxisIndex { .. })
 }
 
 /// Whether every bit of a value is zero, as a constant or a repeated one.
@@ -198,12 +243,13 @@ impl<'f> Fuser<'f> {
         let mut group_of = vec![usize::MAX; func.nodes.len()];
         for (id, node) in func.iter() {
             if cx.compute[id.index()] {
-                let kind = match node.op {
-                    Op::Reduce { .. } | Op::Argmax { .. } => reduce_kind(func, id),
-                    Op::Dot { .. } | Op::Conv { .. } => Kind::Contract,
-                    Op::ScatterAdd { .. } => Kind::Index,
-                    Op::Composite { .. } => Kind::Attention,
-                    _ => Kind::Loop,
+                let kind = match &node.op {
+                    Op::Reduce { .. } | Op::Argmax { .. } => Some(reduce_kind(func, id)),
+                    Op::Dot { .. } | Op::Conv { .. } => Some(Kind::Contract),
+                    Op::ScatterAdd { .. } => Some(Kind::Index),
+                    Op::Composite { .. } => Some(Kind::Attention),
+                    op if op.is_collective() => None,
+                    _ => Some(Kind::Loop),
                 };
                 group_of[id.index()] = groups.len();
                 groups.push(Some(Draft { kind, members: vec![id], depth: depths[id.index()] }));
@@ -234,6 +280,7 @@ impl<'f> Fuser<'f> {
                     let reads = |i: usize| n.operands.get(i) == Some(&at);
                     let opaque = match n.op {
                         Op::Dot { .. } | Op::Conv { .. } | Op::Composite { .. } => true,
+                        ref op if op.is_collective() => true,
                         Op::Take { .. } | Op::DynamicSlice { .. } | Op::ScatterAdd { .. } => reads(0),
                         Op::DynamicUpdateSlice => reads(1),
                         _ => false,
@@ -335,7 +382,10 @@ impl<'f> Fuser<'f> {
             return refuse("a barrier stands between them");
         }
         let depth = to.depth;
-        let kind = match (from.kind, to.kind) {
+        let (Some(from_kind), Some(to_kind)) = (from.kind, to.kind) else {
+            return refuse("a collective exchanges what is in memory");
+        };
+        let kind = match (from_kind, to_kind) {
             (Kind::Loop, k) if !matches!(k, Kind::Contract | Kind::Attention) => k,
             (k @ (Kind::Row | Kind::Column | Kind::Contract | Kind::Attention), Kind::Loop) => k,
             (Kind::Row, Kind::Row) => Kind::Row,
@@ -353,7 +403,7 @@ impl<'f> Fuser<'f> {
                     if u.opaque {
                         return refuse("the consumer reads it from memory");
                     }
-                    if !u.bijective && u.elems > self.cx.func.ty(v).elems() && kind_repeats(from.kind) {
+                    if !u.bijective && u.elems > self.cx.func.ty(v).elems() && kind_repeats(from_kind) {
                         let cheap = from.members.iter().all(|n| is_cheap(&self.cx.func.nodes[n.index()].op));
                         if !cheap {
                             return refuse("it would be computed once per repetition");
@@ -379,7 +429,7 @@ impl<'f> Fuser<'f> {
         for m in &members {
             self.group_of[m.index()] = c;
         }
-        self.groups[c] = Some(Draft { kind, members, depth });
+        self.groups[c] = Some(Draft { kind: Some(kind), members, depth });
         self.groups[p] = None;
         self.reorder(p, c, &between);
         Ok(())
@@ -432,9 +482,18 @@ impl<'f> Fuser<'f> {
                 continue;
             }
             let node = &self.cx.func.nodes[draft.members[0].index()];
-            let lowered = lower(&self.cx, draft.kind, &draft.members, &outputs)
-                .map_err(|Refusal(why)| dnx_ir::Error::new(why).at_op(node.op.name()).at_loc(&node.loc))?;
-            ready.insert(g, Ready { draft: draft.clone(), shadows: BTreeSet::new(), outputs, lowered });
+            let work = match (draft.kind, Collective::of(&node.op)) {
+                (None, Some(op)) => Work::Collective(op, node.operands[0]),
+                (kind, _) => {
+                    let kind = kind.expect("only collectives have no kind");
+                    let lowered = lower(&self.cx, kind, &draft.members, &outputs);
+                    Work::Kernel(
+                        lowered
+                            .map_err(|Refusal(why)| dnx_ir::Error::new(why).at_op(node.op.name()).at_loc(&node.loc))?,
+                    )
+                }
+            };
+            ready.insert(g, Ready { draft: draft.clone(), shadows: BTreeSet::new(), outputs, work });
         }
         let mut board = Board::new(&mut self, ready);
         if enabled {
@@ -446,7 +505,7 @@ impl<'f> Fuser<'f> {
         }
         let mut groups: Vec<Group> = std::mem::take(&mut board.groups)
             .into_values()
-            .map(|r| Group { kind: r.draft.kind, members: r.draft.members, outputs: r.outputs, lowered: r.lowered })
+            .map(|r| Group { work: r.work, members: r.draft.members, outputs: r.outputs })
             .collect();
         groups.sort_by_key(|g| g.members[0]);
         Ok(Fusion { groups, reasons: self.reasons })

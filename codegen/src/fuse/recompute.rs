@@ -5,27 +5,27 @@
 //! pointwise work from the *firm* values: parameters, constants, what contractions, reductions, gathers and random
 //! draws give, values in narrow storage, and whatever must be in memory for another reason. The nodes repeated in a group are its *shadows*.
 
-use super::{Draft, Fuser};
+use super::{Draft, Fuser, Work};
 use crate::kernel::Kind;
-use crate::lower::{Lowered, Refusal, lower};
+use crate::lower::{Refusal, lower};
 use dnx_ir::{DType, NodeId, Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Most nodes repeated for one value.
 const MAX_CHAIN: usize = 32;
 
-/// A group whose kernel is known.
+/// A group whose work is known.
 #[derive(Clone, Debug)]
 pub(super) struct Ready {
     pub draft: Draft,
     pub shadows: BTreeSet<NodeId>,
     pub outputs: Vec<ValueId>,
-    pub lowered: Lowered,
+    pub work: Work,
 }
 
 impl Ready {
     pub fn inputs(&self) -> &[ValueId] {
-        &self.lowered.args[..self.lowered.args.len() - self.outputs.len()]
+        self.work.inputs(&self.outputs)
     }
 
     fn all_nodes(&self, more: &BTreeSet<NodeId>) -> Vec<NodeId> {
@@ -190,10 +190,10 @@ impl<'a, 'f> Board<'a, 'f> {
         let mut changed = vec![];
         for (&c, (nodes, _)) in &repeats {
             let other = &self.groups[&c];
-            let lowered = lower(&self.fuser.cx, other.draft.kind, &other.all_nodes(nodes), &other.outputs).ok()?;
+            let lowered = lower(&self.fuser.cx, other.draft.kind?, &other.all_nodes(nodes), &other.outputs).ok()?;
             let mut shadows = other.shadows.clone();
             shadows.extend(nodes);
-            let next = Ready { shadows, lowered, ..other.clone() };
+            let next = Ready { shadows, work: Work::Kernel(lowered), ..other.clone() };
             if next.inputs().iter().any(|v| drop.contains(v)) {
                 return None;
             }
@@ -206,8 +206,8 @@ impl<'a, 'f> Board<'a, 'f> {
             return None;
         }
         let all = ready.all_nodes(&BTreeSet::new());
-        let lowered = lower(&self.fuser.cx, ready.draft.kind, &all, &outputs).ok()?;
-        changed.push((g, Ready { outputs, lowered, ..ready.clone() }));
+        let lowered = lower(&self.fuser.cx, ready.draft.kind?, &all, &outputs).ok()?;
+        changed.push((g, Ready { outputs, work: Work::Kernel(lowered), ..ready.clone() }));
         let names: Vec<String> = drop.iter().map(|v| format!("%{}", v.0)).collect();
         self.fuser.reasons.push(format!(
             "{} computed again by {} readers: {after} bytes instead of {before}",
@@ -243,9 +243,11 @@ impl<'a, 'f> Board<'a, 'f> {
                     }
                     match self.try_siblings(a, b, v) {
                         Ok(merged) => {
-                            self.fuser
-                                .reasons
-                                .push(format!("merged two {:?} kernels that both read %{}", merged.draft.kind, v.0));
+                            self.fuser.reasons.push(format!(
+                                "merged two {} kernels that both read %{}",
+                                merged.work.name(),
+                                v.0
+                            ));
                             for m in &merged.draft.members {
                                 self.fuser.group_of[m.index()] = b;
                             }
@@ -268,7 +270,10 @@ impl<'a, 'f> Board<'a, 'f> {
     fn try_siblings(&self, a: usize, b: usize, v: ValueId) -> Result<Ready, Refusal> {
         let refuse = |why: &str| Err(Refusal(why.to_string()));
         let (x, y) = (&self.groups[&a], &self.groups[&b]);
-        let kind = match (x.draft.kind, y.draft.kind) {
+        let (Work::Kernel(p), Work::Kernel(q)) = (&x.work, &y.work) else {
+            return refuse("a collective is no kernel");
+        };
+        let kind = match (p.kernel.kind, q.kernel.kind) {
             (p, q) if p == q && matches!(p, Kind::Column | Kind::Row | Kind::Loop) => p,
             (p, q) => return refuse(&format!("a {p:?} and a {q:?} kernel do not run as one")),
         };
@@ -276,8 +281,8 @@ impl<'a, 'f> Board<'a, 'f> {
             return refuse("a barrier stands between them");
         }
         // Little vectors are read by everybody; sharing them is worth nothing.
-        let points = x.lowered.kernel.points();
-        if points != y.lowered.kernel.points() || self.fuser.cx.func.ty(v).elems() * 4 < points {
+        let points = p.kernel.points();
+        if points != q.kernel.points() || self.fuser.cx.func.ty(v).elems() * 4 < points {
             return refuse("they walk different spaces");
         }
         if self.depends(a, b) || self.depends(b, a) {
@@ -288,7 +293,7 @@ impl<'a, 'f> Board<'a, 'f> {
         let shadows: BTreeSet<NodeId> = x.shadows.union(&y.shadows).copied().collect();
         let mut outputs = [x.outputs.as_slice(), y.outputs.as_slice()].concat();
         outputs.sort();
-        let draft = Draft { kind, members, depth: x.draft.depth };
+        let draft = Draft { kind: Some(kind), members, depth: x.draft.depth };
         let all: BTreeSet<NodeId> = draft.members.iter().chain(&shadows).copied().collect();
         let all: Vec<NodeId> = all.into_iter().collect();
         let lowered = lower(&self.fuser.cx, kind, &all, &outputs)?;
@@ -298,7 +303,7 @@ impl<'a, 'f> Board<'a, 'f> {
         if lowered.kernel.points() != points {
             return refuse("the union walks more points");
         }
-        Ok(Ready { draft, shadows, outputs, lowered })
+        Ok(Ready { draft, shadows, outputs, work: Work::Kernel(lowered) })
     }
 
     /// Whether group `b` needs, directly or not, what group `a` makes.

@@ -7,10 +7,9 @@
 
 use super::attention::{self, Attention};
 use super::{Access, DynTerm, Idx, Inst, InstId, Kernel, Kind, Role, Scatter};
-use crate::exec::{BufRef, Collective, Executable, Step};
+use crate::exec::{BufRef, Collective, Executable, Part, Step};
 use dnx_ir::interp::{Precision, eval_mesh, scalar};
-use dnx_ir::{Array, Builder, DType, Error, Mesh, Op, ReduceKind, Result, Scalar, Type, bail, threefry};
-use std::sync::Arc;
+use dnx_ir::{Array, Builder, DType, Error, Mesh, ReduceKind, Result, Scalar, Type, bail, threefry};
 
 /// Runs a kernel on its arguments' device bytes, in place.
 ///
@@ -394,7 +393,7 @@ pub fn run_executable_mesh(exec: &Executable, inputs: &[Vec<Array>]) -> Result<V
     if inputs.len() != exec.mesh.devices() {
         bail!("the program runs on {} devices; inputs are given for {}", exec.mesh.devices(), inputs.len());
     }
-    let mut devices = inputs.iter().map(|i| Memory::new(exec, i)).collect::<Result<Vec<_>>>()?;
+    let mut devices = inputs.iter().enumerate().map(|(d, i)| Memory::new(exec, d, i)).collect::<Result<Vec<_>>>()?;
     for (i, step) in exec.steps.iter().enumerate() {
         step_on(exec, step, &mut devices).map_err(|e| Error::new(format!("step {i}: {e}")))?;
     }
@@ -406,11 +405,13 @@ struct Memory {
     inputs: Vec<Vec<u8>>,
     outputs: Vec<Vec<u8>>,
     constants: Vec<Vec<u8>>,
+    /// Coordinates along the axes of the mesh.
+    axes: Vec<Vec<u8>>,
     slabs: Vec<Vec<u8>>,
 }
 
 impl Memory {
-    fn new(exec: &Executable, inputs: &[Array]) -> Result<Memory> {
+    fn new(exec: &Executable, device: usize, inputs: &[Array]) -> Result<Memory> {
         if inputs.len() != exec.inputs.len() {
             bail!("the program has {} inputs, {} are given", exec.inputs.len(), inputs.len());
         }
@@ -424,6 +425,7 @@ impl Memory {
             inputs: inputs.iter().map(device_bytes).collect(),
             outputs: exec.outputs.iter().map(|p| unwritten(p.ty.device_bytes())).collect(),
             constants: exec.constants.clone(),
+            axes: exec.coordinates(device).iter().map(|c| c.to_le_bytes().to_vec()).collect(),
             slabs: exec.slabs.iter().map(|&n| unwritten(n as usize)).collect(),
         })
     }
@@ -434,6 +436,7 @@ impl Memory {
             BufRef::Input(i) => self.inputs.get_mut(i as usize),
             BufRef::Output(i) => self.outputs.get_mut(i as usize),
             BufRef::Constant(i) => self.constants.get_mut(i as usize),
+            BufRef::Axis(i) => self.axes.get_mut(i as usize),
             BufRef::Slab { slab, .. } => self.slabs.get_mut(slab as usize),
         };
         let buffer = buffer.ok_or_else(missing)?;
@@ -451,7 +454,7 @@ impl Memory {
         }
         for (i, a) in args.iter().enumerate() {
             let written = kernel.args[i].access != Access::Read;
-            if written && matches!(a, BufRef::Constant(_)) {
+            if written && matches!(a, BufRef::Constant(_) | BufRef::Axis(_)) {
                 bail!("argument {i} writes a constant");
             }
             if let Some(j) = (0..args.len()).find(|&j| j != i && written && overlap(a, &args[j])) {
@@ -520,37 +523,53 @@ fn step_on(exec: &Executable, step: &Step, devices: &mut [Memory]) -> Result<()>
             to.copy_from_slice(&bytes);
             Ok(())
         }),
-        Step::Collective { op, src, dst, ty } => {
-            let args = devices.iter_mut().map(|m| Ok(vec![from_device_bytes(ty, m.range(src)?)]));
-            let args = args.collect::<Result<Vec<_>>>()?;
-            let results = collective(&exec.mesh, op, ty, &args)?;
-            for (m, r) in devices.iter_mut().zip(&results) {
-                let (to, bytes) = (m.range(dst)?, device_bytes(r));
-                if to.len() != bytes.len() {
-                    bail!("{op:?} gives {} bytes, {dst:?} has {}", bytes.len(), to.len());
+        Step::Collective { parts, loc } => {
+            check_parts(parts).map_err(|e| e.at_loc(loc))?;
+            // Nothing is written before everything is read: parts are exchanged at once.
+            let mut exchanged = vec![];
+            for Part { op, src, ty, .. } in parts {
+                let args = devices.iter_mut().map(|m| Ok(vec![from_device_bytes(ty, m.range(src)?)]));
+                exchanged.push(collective(&exec.mesh, op, ty, &args.collect::<Result<Vec<_>>>()?)?);
+            }
+            for (Part { op, dst, .. }, results) in parts.iter().zip(&exchanged) {
+                for (m, r) in devices.iter_mut().zip(results) {
+                    let (to, bytes) = (m.range(dst)?, device_bytes(r));
+                    if to.len() != bytes.len() {
+                        bail!("{op:?} gives {} bytes, {dst:?} has {}", bytes.len(), to.len());
+                    }
+                    to.copy_from_slice(&bytes);
                 }
-                to.copy_from_slice(&bytes);
             }
             Ok(())
         }
     }
 }
 
+/// The rules of [`Step::Collective`].
+fn check_parts(parts: &[Part]) -> Result<()> {
+    for (i, part) in parts.iter().enumerate() {
+        if part.op.axes() != parts[0].op.axes() {
+            bail!("part {i} exchanges along {:?}, part 0 along {:?}", part.op.axes(), parts[0].op.axes());
+        }
+        if matches!(part.dst, BufRef::Constant(_) | BufRef::Axis(_)) {
+            bail!("part {i} writes a constant");
+        }
+        if overlap(&part.src, &part.dst) && !(part.op.in_place() && part.src == part.dst) {
+            bail!("part {i} writes {:?}, which it also reads ({:?})", part.dst, part.src);
+        }
+        let others = parts.iter().enumerate().filter(|&(j, _)| j != i);
+        if let Some((j, _)) = { others }.find(|(_, p)| overlap(&part.dst, &p.src) || overlap(&part.dst, &p.dst)) {
+            bail!("part {i} writes {:?}, which part {j} also touches", part.dst);
+        }
+    }
+    Ok(())
+}
+
 /// A collective is what the reference interpreter says of the op it came from.
 fn collective(mesh: &Mesh, op: &Collective, ty: &Type, args: &[Vec<Array>]) -> Result<Vec<Array>> {
-    let axis = |a: &String| Arc::from(a.as_str());
-    let op = match op {
-        Collective::AllReduce { kind, axes } => Op::AllReduce { kind: *kind, axes: axes.iter().map(axis).collect() },
-        Collective::AllGather { axis: a, dim } => Op::AllGather { axis: axis(a), dim: *dim },
-        Collective::ReduceScatter { axis: a, dim } => Op::ReduceScatter { axis: axis(a), dim: *dim },
-        Collective::AllToAll { axis: a, split, concat } => {
-            Op::AllToAll { axis: axis(a), split: *split, concat: *concat }
-        }
-        Collective::Ppermute { axis: a, pairs } => Op::Ppermute { axis: axis(a), pairs: pairs.clone() },
-    };
     let mut b = Builder::on_mesh("collective", mesh.clone());
     let x = b.param("x", Type::new(ty.dtype, ty.dims.clone()));
-    let y = b.emit(op, &[x])?;
+    let y = b.emit(op.op(), &[x])?;
     let results = eval_mesh(&b.finish(&[y]), args, Precision::F32)?;
     Ok(results.into_iter().map(|mut r| r.remove(0)).collect())
 }

@@ -57,10 +57,10 @@ pub const MAX_ROW: usize = 1 << 14;
 
 impl Context<'_> {
     /// Whether the value lives in memory of its own when no group computes it inside: parameters and constants
-    /// that are not one repeated number, unless that is gathered from.
+    /// that are not one repeated number (unless that is gathered from), and coordinates in the mesh.
     pub fn is_stored(&self, v: ValueId) -> bool {
         match &self.func.def(v).op {
-            Op::Param { .. } => true,
+            Op::Param { .. } | Op::AxisIndex { .. } => true,
             Op::Const(array) if array.as_splat().is_none() => true,
             _ => self.compute[self.func.values[v.index()].node.index()],
         }

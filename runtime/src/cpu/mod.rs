@@ -29,7 +29,9 @@ mod threads;
 
 pub(crate) use memory::CpuMemory;
 pub(crate) use program::{CpuBound, CpuProgram};
+pub(crate) use threads::{keep_helpers, share};
 
+use crate::company::Seat;
 use crate::device::{DeviceInfo, DeviceKind};
 use crate::{Error, Result};
 use dnx_codegen::exec::Executable;
@@ -93,8 +95,8 @@ impl CpuDevice {
         memory.read()
     }
 
-    pub(crate) fn load(&self, exec: &Arc<Executable>, device: &str) -> Result<Arc<CpuProgram>> {
-        CpuProgram::new(self.queue.clone(), exec.clone()).map(Arc::new).map_err(|reason| Error::Unsupported {
+    pub(crate) fn load(&self, exec: &Arc<Executable>, device: &str, seat: Seat) -> Result<Arc<CpuProgram>> {
+        CpuProgram::new(self.queue.clone(), exec.clone(), seat).map(Arc::new).map_err(|reason| Error::Unsupported {
             program: exec.name.clone(),
             device: device.to_string(),
             reason,

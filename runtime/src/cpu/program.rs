@@ -10,11 +10,11 @@ use super::scatter::ScatterAdd;
 use super::scratch::{Need, Scratch};
 use super::threads::share;
 use super::{CpuMemory, Queue};
-use dnx_codegen::exec::{ALIGN, BufRef, Collective, Executable, Step};
+use crate::company::{Company, Seat, Span, Stopped};
+use dnx_codegen::exec::{ALIGN, BufRef, Executable, Part, Step};
 use dnx_codegen::kernel::{Access, Kernel, Kind};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 /// A planned kernel.
 pub(crate) enum Planned {
@@ -54,9 +54,25 @@ impl Planned {
 
 /// A step with its plan.
 enum Work {
-    Kernel { plan: Arc<Planned>, args: Vec<BufRef> },
-    Multi { plan: Arc<Planned>, tasks: Vec<(usize, usize, usize)>, args: Vec<BufRef>, per: usize },
-    Copy { src: BufRef, dst: BufRef },
+    Kernel {
+        plan: Arc<Planned>,
+        args: Vec<BufRef>,
+    },
+    Multi {
+        plan: Arc<Planned>,
+        tasks: Vec<(usize, usize, usize)>,
+        args: Vec<BufRef>,
+        per: usize,
+    },
+    Copy {
+        src: BufRef,
+        dst: BufRef,
+    },
+    /// The operands and results of the meeting of this number.
+    Collective {
+        at: usize,
+        parts: Vec<(BufRef, BufRef)>,
+    },
 }
 
 /// An executable with its kernels planned, and the memory that belongs to it.
@@ -65,6 +81,8 @@ pub(crate) struct CpuProgram {
     work: Vec<Work>,
     slabs: Vec<CpuMemory>,
     constants: Vec<CpuMemory>,
+    /// The rank's coordinates along the axes of the mesh.
+    axes: Vec<CpuMemory>,
     scratch: Scratch,
 }
 
@@ -76,10 +94,11 @@ pub(crate) struct CpuBound {
     steps: Vec<Resolved>,
 }
 
-/// The addresses of a step: arguments, or source and destination; and the bytes of a copy.
+/// The addresses of a step: arguments, or source and destination; the bytes of a copy; what a meeting exchanges.
 struct Resolved {
     args: Vec<*mut u8>,
     bytes: usize,
+    spans: Vec<Span>,
 }
 
 // The addresses are into memory that the bound keeps; runs take the queue.
@@ -87,7 +106,7 @@ unsafe impl Send for Resolved {}
 unsafe impl Sync for Resolved {}
 
 impl CpuProgram {
-    pub(crate) fn new(queue: Arc<Queue>, exec: Arc<Executable>) -> Result<CpuProgram, String> {
+    pub(crate) fn new(queue: Arc<Queue>, exec: Arc<Executable>, seat: Seat) -> Result<CpuProgram, String> {
         let memory = |sizes: &[u64]| {
             CpuMemory::pack(sizes)
                 .map_err(|_| format!("no memory for {} bytes of temporaries", sizes.iter().sum::<u64>()))
@@ -97,6 +116,10 @@ impl CpuProgram {
         for (range, bytes) in constants.iter().zip(&exec.constants) {
             range.write(bytes);
         }
+        let coordinates = exec.coordinates(seat.rank);
+        let axes = memory(&vec![4; coordinates.len()])?;
+        axes.iter().zip(&coordinates).for_each(|(range, c)| range.write(&c.to_le_bytes()));
+        let mut meetings = 0;
         let mut plans: HashMap<(u32, Vec<bool>), Arc<Planned>> = HashMap::new();
         let mut plan = |kernel: u32, shared: Vec<bool>| -> Result<Arc<Planned>, String> {
             if let Some(plan) = plans.get(&(kernel, shared.clone())) {
@@ -147,20 +170,15 @@ impl CpuProgram {
                     }
                     Work::Copy { src: *src, dst: *dst }
                 }
-                Step::Collective { op, .. } => {
-                    let name = match op {
-                        Collective::AllReduce { .. } => "all_reduce",
-                        Collective::AllGather { .. } => "all_gather",
-                        Collective::ReduceScatter { .. } => "reduce_scatter",
-                        Collective::AllToAll { .. } => "all_to_all",
-                        Collective::Ppermute { .. } => "ppermute",
-                    };
-                    return Err(format!("{name} needs a group of devices, and this is a single one"));
+                Step::Collective { parts, loc } => {
+                    check_parts(&exec, parts).map_err(|e| format!("{e} (at {loc})"))?;
+                    meetings += 1;
+                    Work::Collective { at: meetings - 1, parts: parts.iter().map(|p| (p.src, p.dst)).collect() }
                 }
             });
         }
-        let scratch = Scratch::new(need, rayon::current_num_threads())?;
-        Ok(CpuProgram { queue, work, slabs, constants, scratch })
+        let scratch = Scratch::new(need, seat.threads)?;
+        Ok(CpuProgram { queue, work, slabs, constants, axes, scratch })
     }
 
     pub(crate) fn bind(self: &Arc<Self>, inputs: Vec<CpuMemory>, outputs: Vec<CpuMemory>) -> CpuBound {
@@ -168,19 +186,27 @@ impl CpuProgram {
             BufRef::Input(i) => inputs[i as usize].ptr(),
             BufRef::Output(i) => outputs[i as usize].ptr(),
             BufRef::Constant(i) => self.constants[i as usize].ptr(),
+            BufRef::Axis(i) => self.axes[i as usize].ptr(),
             BufRef::Slab { slab, offset, .. } => self.slabs[slab as usize].ptr().wrapping_add(offset as usize),
         };
         let length = |r: &BufRef| match *r {
             BufRef::Input(i) => inputs[i as usize].bytes(),
             BufRef::Output(i) => outputs[i as usize].bytes(),
             BufRef::Constant(i) => self.constants[i as usize].bytes(),
+            BufRef::Axis(i) => self.axes[i as usize].bytes(),
             BufRef::Slab { bytes, .. } => bytes as usize,
         };
         let steps = self.work.iter().map(|work| match work {
             Work::Kernel { args, .. } | Work::Multi { args, .. } => {
-                Resolved { args: args.iter().map(resolve).collect(), bytes: 0 }
+                Resolved { args: args.iter().map(resolve).collect(), bytes: 0, spans: vec![] }
             }
-            Work::Copy { src, dst } => Resolved { args: vec![resolve(src), resolve(dst)], bytes: length(src) },
+            Work::Copy { src, dst } => {
+                Resolved { args: vec![resolve(src), resolve(dst)], bytes: length(src), spans: vec![] }
+            }
+            Work::Collective { parts, .. } => {
+                let span = |(src, dst): &(BufRef, BufRef)| Span { src: resolve(src), dst: resolve(dst) };
+                Resolved { args: vec![], bytes: 0, spans: parts.iter().map(span).collect() }
+            }
         });
         let steps = steps.collect();
         let memory = inputs.into_iter().chain(outputs).collect();
@@ -194,6 +220,7 @@ fn bytes_of(exec: &Executable, r: BufRef) -> Result<u64, String> {
         BufRef::Input(i) => exec.inputs.get(i as usize).map(|p| p.ty.device_bytes() as u64),
         BufRef::Output(i) => exec.outputs.get(i as usize).map(|p| p.ty.device_bytes() as u64),
         BufRef::Constant(i) => exec.constants.get(i as usize).map(|c| c.len() as u64),
+        BufRef::Axis(i) => exec.mesh.axes.get(i as usize).map(|_| 4),
         BufRef::Slab { slab, offset, bytes } => exec
             .slabs
             .get(slab as usize)
@@ -201,6 +228,20 @@ fn bytes_of(exec: &Executable, r: BufRef) -> Result<u64, String> {
             .map(|_| bytes),
     };
     bytes.ok_or_else(|| format!("{r:?} is not a range of the program's memory"))
+}
+
+/// Operands and results have the bytes of their types.
+fn check_parts(exec: &Executable, parts: &[Part]) -> Result<(), String> {
+    for (i, part) in parts.iter().enumerate() {
+        let result = part.op.result(&part.ty, &exec.mesh).map_err(|e| e.to_string())?;
+        for (what, ty, range) in [("operand", &part.ty, part.src), ("result", &result, part.dst)] {
+            let (needed, got) = (ty.device_bytes() as u64, bytes_of(exec, range)?);
+            if needed != got {
+                return Err(format!("the {what} {ty} of part {i} has {needed} bytes, its range has {got}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Every argument has a range with room for its elements.
@@ -235,31 +276,27 @@ fn overlaps(kernel: &Kernel, args: &[BufRef]) -> Vec<bool> {
 }
 
 impl CpuBound {
-    pub(crate) fn run(&self) {
-        self.walk(&mut || {});
-    }
-
-    /// The time of each step of one run.
-    pub(crate) fn profile(&self) -> Vec<Duration> {
-        let mut times = Vec::with_capacity(self.steps.len());
-        let mut before = Instant::now();
-        self.walk(&mut || {
-            times.push(before.elapsed());
-            before = Instant::now();
-        });
-        times
-    }
-
-    fn walk(&self, after: &mut dyn FnMut()) {
+    /// Walks the steps.
+    ///
+    /// # Errors
+    /// If the company stops it at a meeting.
+    pub(crate) fn run(&self, company: &mut dyn Company) -> Result<(), Stopped> {
         let program = &self.program;
         let _turn = program.queue.enter();
         let ops = ops();
-        for (work, step) in program.work.iter().zip(&self.steps) {
-            // SAFETY: `check_ranges` saw that each argument has its elements, `DonatedTwice` that no two inputs
-            // are written through one another, and the queue that nobody else touches the memory now.
-            unsafe { work.run(ops, step, &program.scratch) };
-            after();
+        for (i, (work, step)) in program.work.iter().zip(&self.steps).enumerate() {
+            // SAFETY: `check_ranges` and `check_parts` saw that each argument has its elements, `DonatedTwice` that no
+            // two inputs are written through one another, and the queue that nobody else touches the memory now but
+            // those this device meets.
+            unsafe {
+                match work {
+                    Work::Collective { at, .. } => company.meet(*at, i, &step.spans)?,
+                    _ => work.run(ops, step, &program.scratch),
+                }
+            }
+            company.done(i);
         }
+        Ok(())
     }
 }
 
@@ -281,6 +318,7 @@ impl Work {
                     _ => unreachable!("checked when the program was made"),
                 },
                 Work::Copy { .. } => copy(args[0], args[1], step.bytes, scratch),
+                Work::Collective { .. } => unreachable!("the company does it"),
             }
         }
     }

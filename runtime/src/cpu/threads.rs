@@ -4,7 +4,11 @@
 //! The thread that shares takes tasks itself at once. Helpers join it as they wake; one that comes too late is not
 //! waited for. Between one piece of work and the next they watch for a moment before they sleep, since within a
 //! program the next piece follows closely.
+//!
+//! All threads share the helpers of the process, one at a time, except those that keep helpers of their own
+//! ([`keep_helpers`]): the ranks of a team run at once, each with its share of the cores.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
@@ -20,15 +24,33 @@ const OPEN: usize = 1 << (usize::BITS - 1);
 /// time, so that it may own scratch memory.
 pub(crate) fn share(threads: usize, tasks: usize, work: &(dyn Fn(usize, usize) + Sync)) {
     let threads = threads.min(tasks);
-    // Where another program has the helpers, this one gets on alone.
-    let pool = match POOL.try_lock() {
-        _ if threads <= 1 => None,
-        Ok(pool) => Some(pool),
-        // Of a panic in some work, which has been waited for.
-        Err(TryLockError::Poisoned(pool)) => Some(pool.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
-    };
-    let Some(mut pool) = pool else {
+    if threads <= 1 {
+        (0..tasks).for_each(|task| work(0, task));
+        return;
+    }
+    OWN.with(|own| match own.try_borrow_mut().as_deref_mut() {
+        Ok(Some(pool)) => share_with(Some(pool), threads, tasks, work),
+        Ok(None) => match POOL.try_lock() {
+            Ok(mut pool) => share_with(Some(&mut pool), threads, tasks, work),
+            // Of a panic in some work, which has been waited for.
+            Err(TryLockError::Poisoned(pool)) => share_with(Some(&mut pool.into_inner()), threads, tasks, work),
+            Err(TryLockError::WouldBlock) => share_with(None, threads, tasks, work),
+        },
+        // Work within work.
+        Err(_) => share_with(None, threads, tasks, work),
+    });
+}
+
+/// From now on this thread has helpers of its own, for as long as it lives.
+pub(crate) fn keep_helpers() {
+    OWN.with(|own| {
+        own.borrow_mut().get_or_insert(Pool { crew: None, helpers: 0 });
+    });
+}
+
+/// [`share`] with these helpers; where others have them, this thread gets on alone.
+fn share_with(pool: Option<&mut Pool>, threads: usize, tasks: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+    let Some(pool) = pool else {
         (0..tasks).for_each(|task| work(0, task));
         return;
     };
@@ -47,10 +69,25 @@ pub(crate) fn share(threads: usize, tasks: usize, work: &(dyn Fn(usize, usize) +
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { crew: None, helpers: 0 });
 
-/// The helpers of this process.
+thread_local! {
+    static OWN: RefCell<Option<Pool>> = const { RefCell::new(None) };
+}
+
+/// The helpers of this process, or of one thread.
 struct Pool {
     crew: Option<Arc<Crew>>,
     helpers: usize,
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Some(crew) = &self.crew {
+            crew.over.store(true, Ordering::SeqCst);
+            crew.turn.fetch_add(1, Ordering::SeqCst);
+            let _bed = locked(&crew.bed);
+            crew.alarm.notify_all();
+        }
+    }
 }
 
 /// What helpers and the thread that shares have in common.
@@ -62,6 +99,8 @@ struct Crew {
     /// The work: written while the gate is closed and nobody is inside.
     job: Mutex<Option<Job>>,
     failed: AtomicBool,
+    /// Helpers go home.
+    over: AtomicBool,
     asleep: AtomicUsize,
     bed: Mutex<()>,
     alarm: Condvar,
@@ -132,6 +171,7 @@ impl Crew {
             gate: AtomicUsize::new(0),
             job: Mutex::new(None),
             failed: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             asleep: AtomicUsize::new(0),
             bed: Mutex::new(()),
             alarm: Condvar::new(),
@@ -144,6 +184,9 @@ impl Crew {
         loop {
             self.wait(seen);
             seen = self.turn.load(Ordering::SeqCst);
+            if self.over.load(Ordering::SeqCst) {
+                return;
+            }
             let enter = |gate: usize| (gate & OPEN != 0).then_some(gate + 1);
             if self.gate.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enter).is_err() {
                 continue;
@@ -211,6 +254,31 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn threads_with_helpers_of_their_own_share_at_once() {
+        let inside = AtomicUsize::new(0);
+        let most = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    keep_helpers();
+                    for _ in 0..20 {
+                        let done: Vec<AtomicUsize> = (0..50).map(|_| AtomicUsize::new(0)).collect();
+                        share(2, 50, &|worker, task| {
+                            assert!(worker < 2);
+                            most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                            std::thread::sleep(std::time::Duration::from_micros(100));
+                            done[task].fetch_add(1, Ordering::SeqCst);
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                        });
+                        assert!(done.iter().all(|d| d.load(Ordering::SeqCst) == 1));
+                    }
+                });
+            }
+        });
+        assert!((3..=4).contains(&most.into_inner()), "two threads and a helper of each");
     }
 
     #[test]

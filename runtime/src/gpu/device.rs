@@ -234,6 +234,12 @@ impl GpuDevice {
         adapter.open()
     }
 
+    /// Loses the device, as a driver that resets it does.
+    #[cfg(test)]
+    pub(crate) fn lose(&self) {
+        self.shared.device.destroy();
+    }
+
     /// Whether the other handle is of the same device.
     pub(crate) fn same(&self, other: &GpuDevice) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)

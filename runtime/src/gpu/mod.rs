@@ -4,6 +4,7 @@
 //!   or the loss of the device. Everything asks for it before and after its work, so nothing fails in silence.
 //! * [`memory`]: ranges of allocations, and their traffic with the host.
 //! * [`program`]: pipelines, bind groups made once, and the encoding of a run.
+//! * [`exchange`]: what goes to other devices and comes from them, through host memory.
 //! * [`multi`]: segment tables of `Multi` kernels.
 //! * [`trial`]: whether cooperative matrices give the right numbers.
 //! * [`profile`]: the times of single steps.
@@ -12,6 +13,7 @@
 
 mod device;
 mod error;
+mod exchange;
 mod memory;
 mod multi;
 mod profile;
@@ -24,3 +26,18 @@ pub(crate) use device::{GpuDevice, adapters};
 pub use error::GpuError;
 pub(crate) use memory::GpuMemory;
 pub(crate) use program::{GpuBound, GpuProgram};
+
+/// Why a run ended early.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// The device failed.
+    Gpu(GpuError),
+    /// The company stopped it.
+    Stopped,
+}
+
+impl From<GpuError> for Halt {
+    fn from(error: GpuError) -> Halt {
+        Halt::Gpu(error)
+    }
+}

@@ -1,7 +1,7 @@
 //! Times of single steps, by timestamp queries: every command in a pass of its own between two timestamps.
 
 use super::GpuError;
-use super::program::{GpuBound, Work};
+use super::program::{GpuBound, Work, stretches};
 use std::time::Duration;
 
 /// Commands per submission; a query set holds two timestamps for each.
@@ -25,7 +25,11 @@ impl GpuBound {
         let what = "a profiled run";
         let period = f64::from(shared.queue.get_timestamp_period());
         let mut nanos = vec![0.0; steps];
-        for chunk in self.work.chunks(COMMANDS) {
+        for chunk in stretches(&self.work, COMMANDS) {
+            if let [Work::Exchange(exchange)] = chunk {
+                let (what, message) = (exchange.what.clone(), "a device on its own has nobody to meet".to_string());
+                return Err(GpuError::Program { what, message });
+            }
             let queries = 2 * chunk.len() as u32;
             let bytes = 8 * u64::from(queries);
             let (index, staging) = shared.guarded(what, || {
@@ -69,6 +73,7 @@ impl GpuBound {
                             encoder.copy_buffer_to_buffer(from, src.offset, to, dst.offset, src.whole_words());
                             pass(&mut encoder, Some(end), None, None);
                         }
+                        Work::Exchange(_) => unreachable!("exchanges are no commands"),
                     }
                 }
                 encoder.resolve_query_set(&set, 0..queries, &resolved, 0);

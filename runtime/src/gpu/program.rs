@@ -6,10 +6,12 @@
 //! binding widened to `read_write`; the bytes themselves must not overlap, which is checked.
 
 use super::device::Shared;
+use super::exchange::{Exchange, Exchanger};
 use super::memory::{Allocation, GpuMemory};
 use super::multi::batches;
-use super::{GpuDevice, GpuError};
-use dnx_codegen::exec::{BufRef, Collective, Executable, KernelEntry, Shader, Step};
+use super::{GpuDevice, GpuError, Halt};
+use crate::company::{Alone, Company, Seat};
+use dnx_codegen::exec::{BufRef, Executable, KernelEntry, Shader, Step};
 use dnx_codegen::kernel::Access;
 use dnx_codegen::wgsl::widen_access;
 use std::collections::HashMap;
@@ -30,6 +32,8 @@ pub(crate) struct GpuProgram {
     exec: Arc<Executable>,
     slabs: Vec<GpuMemory>,
     constants: Vec<GpuMemory>,
+    /// The rank's coordinates along the axes of the mesh.
+    axes: Vec<GpuMemory>,
     /// By kernel, stage and widened bindings.
     pipelines: Mutex<HashMap<Variant, Arc<Pipeline>>>,
 }
@@ -41,12 +45,15 @@ type Variant = (u32, usize, u64);
 pub(crate) struct GpuBound {
     pub(super) program: Arc<GpuProgram>,
     pub(super) work: Vec<Work>,
+    /// Host memory that all meetings use, one after another.
+    pub(super) exchanger: Option<Exchanger>,
 }
 
 /// One command, and the step of the executable that it is of.
 pub(super) enum Work {
     Dispatch { pipeline: Arc<Pipeline>, group: wgpu::BindGroup, grid: [u32; 3], step: usize },
     Copy { src: GpuMemory, dst: GpuMemory, step: usize },
+    Exchange(Exchange),
 }
 
 impl Work {
@@ -54,8 +61,16 @@ impl Work {
     pub(super) fn step(&self) -> usize {
         match self {
             Work::Dispatch { step, .. } | Work::Copy { step, .. } => *step,
+            Work::Exchange(exchange) => exchange.step,
         }
     }
+}
+
+/// The stretches of work that reach the queue without the host: at most `most` commands, none of them an exchange; each
+/// exchange by itself.
+pub(super) fn stretches(work: &[Work], most: usize) -> impl Iterator<Item = &[Work]> {
+    let is_exchange = |w: &Work| matches!(w, Work::Exchange(_));
+    work.chunk_by(move |a, b| !is_exchange(a) && !is_exchange(b)).flat_map(move |stretch| stretch.chunks(most))
 }
 
 /// A dispatch before its pipeline exists.
@@ -72,12 +87,12 @@ impl GpuDevice {
     ///
     /// # Errors
     /// If they don't fit, or the program was not compiled for a GPU.
-    pub(crate) fn load(&self, exec: &Arc<Executable>) -> Result<Arc<GpuProgram>, GpuError> {
-        self.load_as_it_is(&self.trusted(exec)?)
+    pub(crate) fn load(&self, exec: &Arc<Executable>, seat: Seat) -> Result<Arc<GpuProgram>, GpuError> {
+        self.load_as_it_is(&self.trusted(exec)?, seat)
     }
 
     /// [`GpuDevice::load`] without a trial of what drivers get wrong.
-    pub(super) fn load_as_it_is(&self, exec: &Arc<Executable>) -> Result<Arc<GpuProgram>, GpuError> {
+    pub(super) fn load_as_it_is(&self, exec: &Arc<Executable>, seat: Seat) -> Result<Arc<GpuProgram>, GpuError> {
         let shared = &self.shared;
         shared.check()?;
         for entry in &exec.kernels {
@@ -96,8 +111,13 @@ impl GpuDevice {
         for (memory, bytes) in constants.iter().zip(&exec.constants) {
             self.write(memory, bytes)?;
         }
+        let coordinates = exec.coordinates(seat.rank);
+        let axes = self.alloc(&vec![4; coordinates.len()])?;
+        for (memory, coordinate) in axes.iter().zip(&coordinates) {
+            self.write(memory, &coordinate.to_le_bytes())?;
+        }
         let pipelines = Mutex::default();
-        Ok(Arc::new(GpuProgram { device: self.clone(), exec: exec.clone(), slabs, constants, pipelines }))
+        Ok(Arc::new(GpuProgram { device: self.clone(), exec: exec.clone(), slabs, constants, axes, pipelines }))
     }
 }
 
@@ -120,7 +140,8 @@ impl GpuProgram {
             Err(copy) => Ok(copy),
         });
         let work = work.collect::<Result<Vec<_>, GpuError>>()?;
-        Ok(GpuBound { program: self.clone(), work })
+        let exchanger = Exchanger::new(shared, &work)?;
+        Ok(GpuBound { program: self.clone(), work, exchanger })
     }
 
     /// The commands of a step. Copies are already done (`Err`), dispatches still want their pipelines.
@@ -171,14 +192,23 @@ impl GpuProgram {
                 let what = self.what(at, "copy");
                 self.plan_copy(resolve.range(src, &what)?, resolve.range(dst, &what)?, at, &what, plan)?;
             }
-            Step::Collective { op, src, dst, .. } => {
-                let what = self.what(at, "collective");
-                let alone = self.exec.mesh.devices() == 1 && !matches!(op, Collective::Ppermute { .. });
-                if !alone {
-                    let message = "a collective between devices can't be one of a single device's steps".to_string();
-                    return Err(GpuError::Program { what, message });
+            Step::Collective { parts, loc } => {
+                let what = self.what(at, loc);
+                let mut ranges = Vec::with_capacity(parts.len());
+                for part in parts {
+                    let malformed = |message: String| GpuError::Program { what: what.clone(), message };
+                    let (src, dst) = (resolve.range(&part.src, &what)?, resolve.range(&part.dst, &what)?);
+                    let result = part.op.result(&part.ty, &self.exec.mesh).map_err(|e| malformed(e.to_string()))?;
+                    let (from, to) = (part.ty.device_bytes() as u64, result.device_bytes() as u64);
+                    if (from, to) != (src.bytes, dst.bytes) {
+                        let message = format!("{from} bytes become {to}; there are {} and {}", src.bytes, dst.bytes);
+                        return Err(malformed(message));
+                    }
+                    ranges.push((src, dst));
                 }
-                self.plan_copy(resolve.range(src, &what)?, resolve.range(dst, &what)?, at, &what, plan)?;
+                let before = &self.exec.steps[..at];
+                let number = before.iter().filter(|s| matches!(s, Step::Collective { .. })).count();
+                plan.push(Err(Work::Exchange(Exchange { at: number, step: at, what, ranges })));
             }
         }
         Ok(())
@@ -319,17 +349,40 @@ impl GpuBound {
     /// # Errors
     /// If the device has failed, before or during the submission.
     pub(crate) fn run(&self) -> Result<(), GpuError> {
+        match self.run_with(&mut Alone) {
+            Ok(()) => Ok(()),
+            Err(Halt::Gpu(error)) => Err(error),
+            Err(Halt::Stopped) => Err(GpuError::Program {
+                what: format!("program `{}`", self.program.exec.name),
+                message: "a device on its own has nobody to meet".to_string(),
+            }),
+        }
+    }
+
+    /// [`GpuBound::run`] in company, whom the device meets at each exchange.
+    ///
+    /// # Errors
+    /// If the device has failed, or the company stops it.
+    pub(crate) fn run_with(&self, company: &mut dyn Company) -> Result<(), Halt> {
         let shared = &self.program.device.shared;
         let mut turn = shared.turn();
         shared.check()?;
         let what = format!("a run of program `{}`", self.program.exec.name);
-        for chunk in self.work.chunks(DISPATCHES) {
+        for stretch in stretches(&self.work, DISPATCHES) {
+            if let ([Work::Exchange(exchange)], Some(exchanger)) = (stretch, &self.exchanger) {
+                exchanger.exchange(shared, exchange, company)?;
+                continue;
+            }
             let index = shared.guarded(&what, || {
                 let mut encoder = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-                encode(&mut encoder, chunk);
+                encode(&mut encoder, stretch);
                 shared.queue.submit([encoder.finish()])
             })?;
             shared.submitted(&mut turn, index, &what)?;
+        }
+        if company.wants_the_end() {
+            shared.wait(&what)?;
+            self.work.last().into_iter().for_each(|last| company.done(last.step()));
         }
         Ok(())
     }
@@ -354,6 +407,9 @@ fn encode(encoder: &mut wgpu::CommandEncoder, work: &[Work]) {
             rest = &rest[1..];
             continue;
         }
+        if let Work::Exchange(_) = first {
+            unreachable!("exchanges are no commands");
+        }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         while let Some(Work::Dispatch { pipeline, group, grid: [x, y, z], .. }) = rest.first() {
             pass.set_pipeline(&pipeline.pipeline);
@@ -377,6 +433,7 @@ impl Resolve<'_> {
             BufRef::Input(i) => self.inputs.get(*i as usize).cloned(),
             BufRef::Output(i) => self.outputs.get(*i as usize).cloned(),
             BufRef::Constant(i) => self.program.constants.get(*i as usize).cloned(),
+            BufRef::Axis(i) => self.program.axes.get(*i as usize).cloned(),
             BufRef::Slab { slab, offset, bytes } => self
                 .program
                 .slabs

@@ -9,6 +9,7 @@ use super::device::GpuDevice;
 use super::memory::GpuMemory;
 use super::program::GpuBound;
 use super::{GpuError, adapters};
+use crate::company::Seat;
 use dnx_codegen::exec::{BufRef, Executable, KernelEntry, Port, Requires, Step, VERSION};
 use dnx_codegen::kernel::{Access, Kernel, Tier, Tile, interp};
 use dnx_codegen::{GpuClass, GpuLimits, wgsl};
@@ -112,7 +113,7 @@ fn run(device: &GpuDevice, kernel: &Kernel, limits: GpuLimits, data: &[Vec<u8>],
     let step = Step::Dispatch { kernel: 0, args, scratch, loc: "test".into() };
     let exec = executable(vec![(kernel.clone(), limits)], data.len(), vec![step]);
     let memory = upload(device, data, packed);
-    let bound = device.load(&exec).unwrap().bind(&memory, &[]).unwrap();
+    let bound = device.load(&exec, Seat::alone()).unwrap().bind(&memory, &[]).unwrap();
     bound.run().unwrap();
     memory.iter().map(|m| device.read(m).unwrap()).collect()
 }
@@ -516,7 +517,7 @@ fn multi_over_many_segments() {
             let step = Step::Multi { kernel: 0, segments: segments.clone(), loc: "test".into() };
             let exec = executable(vec![(kernel.clone(), *device.limits())], data.len(), vec![step]);
             let memory = upload(&device, &data, packed);
-            let bound = device.load(&exec).unwrap().bind(&memory, &[]).unwrap();
+            let bound = device.load(&exec, Seat::alone()).unwrap().bind(&memory, &[]).unwrap();
             bound.run().unwrap();
             for (i, m) in memory.iter().enumerate() {
                 let dtype = if i > 0 && (i - 1) % 3 == 0 { dtype } else { DType::F32 };
@@ -539,7 +540,7 @@ fn a_bound_program_runs_again_and_again() {
     let exec = executable(vec![(kernel, *device.limits())], 3, steps);
     let data = vec![bytes(DType::F32, vec![0.0; 65]), bytes(DType::F32, vec![1.0; 65]), vec![0; 65 * 4]];
     let memory = upload(&device, &data, true);
-    let bound: GpuBound = device.load(&exec).unwrap().bind(&memory, &[]).unwrap();
+    let bound: GpuBound = device.load(&exec, Seat::alone()).unwrap().bind(&memory, &[]).unwrap();
     for _ in 0..40 {
         bound.run().unwrap();
     }
@@ -577,7 +578,7 @@ fn what_is_too_large_is_said() {
     };
     let exec = executable(vec![(kernel, *device.limits())], 2, vec![step]);
     let memory = device.alloc(&[bytes, bytes]).unwrap();
-    let Err(e) = device.load(&exec).unwrap().bind(&memory, &[]) else { panic!("it was bound") };
+    let Err(e) = device.load(&exec, Seat::alone()).unwrap().bind(&memory, &[]) else { panic!("it was bound") };
     assert!(matches!(e, GpuError::TooLarge { .. }) && e.to_string().contains("net.layer"), "{e}");
 }
 
@@ -595,7 +596,7 @@ fn overlapping_reads_and_writes_are_refused() {
         }],
     );
     let memory = device.alloc(&[256]).unwrap();
-    let Err(e) = device.load(&exec).unwrap().bind(&memory, &[]) else { panic!("it was bound") };
+    let Err(e) = device.load(&exec, Seat::alone()).unwrap().bind(&memory, &[]) else { panic!("it was bound") };
     assert!(matches!(e, GpuError::Program { .. }) && e.to_string().contains("net.layer"), "{e}");
 }
 
@@ -612,7 +613,7 @@ fn a_refused_shader_is_a_validation_error() {
     let entry = &mut Arc::get_mut(&mut exec).unwrap().kernels[0];
     entry.shaders[0].wgsl = entry.shaders[0].wgsl.replace("let", "lett");
     let memory = device.alloc(&[256, 256]).unwrap();
-    let Err(e) = device.load(&exec).unwrap().bind(&memory, &[]) else { panic!("it was bound") };
+    let Err(e) = device.load(&exec, Seat::alone()).unwrap().bind(&memory, &[]) else { panic!("it was bound") };
     assert!(matches!(e, GpuError::Validation { .. }) && e.to_string().contains("net.layer"), "{e}");
     // And the device is as good as before.
     agree_random("after a refusal", &kernels::loop_silu(3), 2e-6);

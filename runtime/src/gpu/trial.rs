@@ -5,6 +5,7 @@
 //! come out the same in any order, while accumulation in `f16` or a tile read before it is written shows.
 
 use super::{GpuDevice, GpuError, GpuMemory};
+use crate::company::Seat;
 use dnx_codegen::exec::{Executable, KernelEntry};
 use dnx_codegen::kernel::{Kernel, Tier, Tile};
 use dnx_codegen::{GpuLimits, Options, Target, compile, wgsl};
@@ -87,7 +88,7 @@ impl GpuDevice {
         for (i, m) in memory[..2].iter().enumerate() {
             self.write(m, &eighths(bytes(i) as usize / 2, i as u32))?;
         }
-        let bound = self.load_as_it_is(&exec)?.bind(&memory[..2], &memory[2..])?;
+        let bound = self.load_as_it_is(&exec, Seat::alone())?.bind(&memory[..2], &memory[2..])?;
         bound.run()?;
         self.read(&memory[2])
     }

@@ -1,7 +1,7 @@
 //! Hand-made kernels and programs whose results are known.
 
 use super::*;
-use crate::exec::{KernelEntry, Port, Requires, VERSION};
+use crate::exec::{KernelEntry, Part, Port, Requires, VERSION};
 use crate::kernel::{Arg, Atom, Check, Dim, Store, Tile};
 use dnx_ir::{BinaryOp, UnaryOp};
 
@@ -269,11 +269,23 @@ fn multi_updates_donated_inputs_of_any_length() {
 #[test]
 fn collectives_cross_devices() {
     let op = Collective::AllGather { axis: "dp".into(), dim: 0 };
-    let step = Step::Collective { op, src: BufRef::Input(0), dst: BufRef::Output(0), ty: Type::f32([1]) };
-    let mut exec = program(vec![], vec![port("x", &[1], None)], vec![port("", &[2], None)], vec![], vec![step]);
+    let part = Part { op, src: BufRef::Input(0), dst: BufRef::Output(0), ty: Type::f32([1]) };
+    let step = |parts| Step::Collective { parts, loc: "a.b".into() };
+    let steps = vec![step(vec![part.clone()])];
+    let mut exec = program(vec![], vec![port("x", &[1], None)], vec![port("", &[2], None)], vec![], steps);
     exec.mesh = Mesh::new(&[("dp", 2)]);
     let out = run_executable_mesh(&exec, &[vec![Array::f32([1], &[1.0])], vec![Array::f32([1], &[2.0])]]).unwrap();
     assert_eq!([out[0][0].to_f32_vec(), out[1][0].to_f32_vec()], [[1.0, 2.0], [1.0, 2.0]]);
+
+    let args = [vec![Array::f32([1], &[1.0])], vec![Array::f32([1], &[2.0])]];
+    let mut refused = |parts: Vec<Part>, why: &str| {
+        exec.steps = vec![step(parts)];
+        let e = run_executable_mesh(&exec, &args).unwrap_err().to_string();
+        assert!(e.contains(why) && e.contains("a.b"), "{e:?} does not say {why:?}");
+    };
+    refused(vec![Part { dst: BufRef::Input(0), ..part.clone() }], "which it also reads");
+    refused(vec![part.clone(), part.clone()], "which part 1 also touches");
+    refused(vec![Part { dst: BufRef::Axis(0), ..part.clone() }], "writes a constant");
 }
 
 #[test]

@@ -1,0 +1,386 @@
+//! The arithmetic of collectives in host memory: what one rank does of the work of a meeting.
+//!
+//! Results are the reference interpreter's to the bit: sums are made in the order of ranks, of `f32` in `f64` and
+//! rounded once, of 16-bit floats in `f32` after every addition, of integers modulo 2^32. An all-reduce is divided by
+//! elements: each rank makes its part for everybody. In all others each rank makes its own result.
+
+use crate::company::Span;
+use crate::cpu::share;
+use dnx_codegen::exec::{Collective, Part};
+use dnx_ir::{DType, ReduceKind};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// Elements summed at a time.
+const BLOCK: usize = 512;
+/// Elements, or bytes, of one task of a thread.
+const TASK: usize = 1 << 16;
+
+/// What a part does in a group of so many, in numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Move {
+    what: What,
+    /// Members of the group.
+    n: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum What {
+    /// All-reduce of so many elements.
+    Fold { kind: ReduceKind, dtype: DType, elems: usize },
+    /// Reduce-scatter: an operand is `outer` rows of `n` pieces of so many elements.
+    FoldPieces { dtype: DType, outer: usize, piece: usize },
+    /// All-gather: an operand is `outer` pieces of so many bytes, a result `outer` rows of `n` pieces.
+    Gather { outer: usize, piece: usize },
+    /// All-to-all. A part of an operand is `[outer, low, middle, run]` with `run` in bytes; `low` and `run` begin with
+    /// the dims that are cut or joined. In the operand the cut one is `n` times longer, in the result the joined one.
+    Turn { outer: usize, low: usize, middle: usize, run: usize, cut: Cut },
+    /// Permutation of so many bytes: by place the sender, if there is one.
+    Permute { bytes: usize, from: Vec<Option<usize>> },
+}
+
+/// Which dim of an all-to-all is cut, and which is joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// One dim both ways: there is no `low`.
+    Same,
+    /// The cut one comes first.
+    LowToRun,
+    /// The joined one comes first.
+    RunToLow,
+}
+
+impl Move {
+    /// The move of a part in a group of `n`.
+    pub(super) fn new(part: &Part, n: usize) -> Move {
+        let (dims, dtype) = (&part.ty.dims, part.ty.dtype);
+        let size = |dims: &[usize]| dims.iter().product::<usize>();
+        let bytes = dtype.device_size();
+        let what = match &part.op {
+            Collective::AllReduce { kind, .. } => What::Fold { kind: *kind, dtype, elems: part.ty.elems() },
+            Collective::ReduceScatter { dim, .. } => {
+                What::FoldPieces { dtype, outer: size(&dims[..*dim]), piece: size(&dims[*dim..]) / n }
+            }
+            Collective::AllGather { dim, .. } => {
+                What::Gather { outer: size(&dims[..*dim]), piece: size(&dims[*dim..]) * bytes }
+            }
+            Collective::AllToAll { split, concat, .. } => {
+                let mut part = dims.clone();
+                part[*split] /= n;
+                let (low, high) = (*split.min(concat), *split.max(concat));
+                let cut = match split.cmp(concat) {
+                    std::cmp::Ordering::Equal => Cut::Same,
+                    std::cmp::Ordering::Less => Cut::LowToRun,
+                    std::cmp::Ordering::Greater => Cut::RunToLow,
+                };
+                What::Turn {
+                    outer: size(&part[..low]),
+                    low: if cut == Cut::Same { 1 } else { part[low] },
+                    middle: if cut == Cut::Same { 1 } else { size(&part[low + 1..high]) },
+                    run: size(&part[high..]) * bytes,
+                    cut,
+                }
+            }
+            Collective::Ppermute { pairs, .. } => {
+                let from = |to: usize| pairs.iter().find(|&&(_, t)| t == to).map(|&(from, _)| from);
+                What::Permute { bytes: part.ty.device_bytes(), from: (0..n).map(from).collect() }
+            }
+        };
+        Move { what, n }
+    }
+
+    /// Does what the member at `place` does of the work. `spans` are those of all members for this part, by place;
+    /// `of` tells which of how many equal shares of common work is done here, for the results at `here`.
+    ///
+    /// # Safety
+    /// The spans are memory of the part's operand and result. Until all members have returned nobody else touches
+    /// them. They overlap at most where one is operand and result of one member's all-reduce.
+    pub(super) unsafe fn run(
+        &self,
+        spans: &[Span],
+        place: usize,
+        share: (usize, usize),
+        here: &[usize],
+        threads: usize,
+    ) {
+        let dst = spans[place].dst;
+        unsafe {
+            match &self.what {
+                What::Fold { kind, dtype, elems } => {
+                    // Shares begin on lines of their own.
+                    let at = |i: usize| (elems * i / share.1).next_multiple_of(64).min(*elems);
+                    let (from, to) = (at(share.0), at(share.0 + 1));
+                    let results = Results::All { spans, here };
+                    fold(*dtype, *kind, spans, from, to - from, from, &results, threads);
+                }
+                What::FoldPieces { dtype, outer, piece } => {
+                    for o in 0..*outer {
+                        let from = (o * self.n + place) * piece;
+                        fold(*dtype, ReduceKind::Sum, spans, from, *piece, o * piece, &Results::One(dst), threads);
+                    }
+                }
+                What::Gather { outer, piece } => {
+                    for o in 0..*outer {
+                        for (j, span) in spans.iter().enumerate() {
+                            copy(span.src.add(o * piece), dst.add((o * self.n + j) * piece), *piece, threads);
+                        }
+                    }
+                }
+                What::Turn { outer, low, middle, run, cut } => {
+                    for (j, span) in spans.iter().enumerate() {
+                        // How many of `low` and `run` one side has, and where this part begins there.
+                        let (whole, cut_low) = ((*low, 0), (low * self.n, place * low));
+                        let (whole_run, cut_run) = ((*run, 0), (run * self.n, place * run));
+                        let (join_low, join_run) = ((low * self.n, j * low), (run * self.n, j * run));
+                        let (src_low, src_run, dst_low, dst_run) = match cut {
+                            Cut::Same => (whole, cut_run, whole, join_run),
+                            Cut::LowToRun => (cut_low, whole_run, whole, join_run),
+                            Cut::RunToLow => (whole, cut_run, join_low, whole_run),
+                        };
+                        let at = |o: usize, l: usize, m: usize, low: (usize, usize), run: (usize, usize)| {
+                            ((o * low.0 + low.1 + l) * middle + m) * run.0 + run.1
+                        };
+                        for o in 0..*outer {
+                            for l in 0..*low {
+                                for m in 0..*middle {
+                                    let from = span.src.add(at(o, l, m, src_low, src_run));
+                                    copy(from, dst.add(at(o, l, m, dst_low, dst_run)), *run, threads);
+                                }
+                            }
+                        }
+                    }
+                }
+                What::Permute { bytes, from } => match from[place] {
+                    Some(sender) => copy(spans[sender].src, dst, *bytes, threads),
+                    None => std::ptr::write_bytes(dst, 0, *bytes),
+                },
+            }
+        }
+    }
+}
+
+/// Copies bytes, many of them by several threads.
+unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize, threads: usize) {
+    const PIECE: usize = 4 * TASK;
+    let ends = Span { src: from, dst: to };
+    share(threads, bytes.div_ceil(PIECE), &|_, task| {
+        let (ends, at) = (&ends, task * PIECE);
+        // SAFETY: the caller's ranges, of which tasks have disjoint pieces.
+        unsafe { std::ptr::copy_nonoverlapping(ends.src.add(at), ends.dst.add(at), PIECE.min(bytes - at)) };
+    });
+}
+
+/// Where a fold is written.
+enum Results<'a> {
+    /// To this rank.
+    One(*mut u8),
+    /// To all members at these places.
+    All { spans: &'a [Span], here: &'a [usize] },
+}
+
+// As spans are.
+unsafe impl Sync for Results<'_> {}
+
+/// Folds `len` elements of all operands, from element `from`, and writes them from element `to` on.
+unsafe fn fold(
+    dtype: DType,
+    kind: ReduceKind,
+    spans: &[Span],
+    from: usize,
+    len: usize,
+    to: usize,
+    results: &Results,
+    threads: usize,
+) {
+    share(threads, len.div_ceil(TASK), &|_, task| {
+        let at = task * TASK;
+        let (from, to, len) = (from + at, to + at, TASK.min(len - at));
+        // SAFETY: the caller's ranges, of which tasks have disjoint pieces.
+        unsafe {
+            match dtype {
+                DType::F32 => blocks::<f32>(kind, spans, from, len, to, results),
+                DType::F64 => blocks::<f64>(kind, spans, from, len, to, results),
+                DType::F16 => blocks::<f16>(kind, spans, from, len, to, results),
+                DType::BF16 => blocks::<bf16>(kind, spans, from, len, to, results),
+                DType::I32 => blocks::<i32>(kind, spans, from, len, to, results),
+                DType::U32 | DType::Bool => blocks::<u32>(kind, spans, from, len, to, results),
+            }
+        }
+    });
+}
+
+unsafe fn blocks<T: Number>(kind: ReduceKind, spans: &[Span], from: usize, len: usize, to: usize, results: &Results) {
+    let first = match kind {
+        ReduceKind::Sum => T::ZERO,
+        ReduceKind::Max => T::LEAST,
+    };
+    let mut wide = [first; BLOCK];
+    let mut narrow = [T::narrow(first); BLOCK];
+    let mut done = 0;
+    while done < len {
+        let n = BLOCK.min(len - done);
+        let mut sums = [first; BLOCK];
+        for span in spans {
+            // SAFETY: elements of the operand, which nobody writes before this block is.
+            let x = unsafe { std::slice::from_raw_parts((span.src as *const T).add(from + done), n) };
+            T::widen(x, &mut wide[..n]);
+            match kind {
+                ReduceKind::Sum => sums[..n].iter_mut().zip(&wide).for_each(|(s, &x)| *s = T::add(*s, x)),
+                ReduceKind::Max => sums[..n].iter_mut().zip(&wide).for_each(|(s, &x)| *s = T::max(*s, x)),
+            }
+        }
+        narrow[..n].iter_mut().zip(&sums).for_each(|(to, &s)| *to = T::narrow(s));
+        // SAFETY: elements of the results that are this task's alone.
+        let put = |dst: *mut u8| unsafe {
+            std::ptr::copy_nonoverlapping(narrow.as_ptr(), (dst as *mut T).add(to + done), n);
+        };
+        match results {
+            Results::One(dst) => put(*dst),
+            Results::All { spans, here } => here.iter().for_each(|&place| put(spans[place].dst)),
+        }
+        done += n;
+    }
+}
+
+/// An element and what it is summed in.
+trait Number: Copy {
+    type Wide: Copy;
+    const ZERO: Self::Wide;
+    const LEAST: Self::Wide;
+    fn widen(from: &[Self], to: &mut [Self::Wide]);
+    fn narrow(wide: Self::Wide) -> Self;
+    fn add(a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    fn max(a: Self::Wide, b: Self::Wide) -> Self::Wide;
+}
+
+impl Number for f32 {
+    type Wide = f64;
+    const ZERO: f64 = 0.0;
+    const LEAST: f64 = f64::NEG_INFINITY;
+
+    fn widen(from: &[f32], to: &mut [f64]) {
+        to.iter_mut().zip(from).for_each(|(to, &x)| *to = f64::from(x));
+    }
+
+    fn narrow(wide: f64) -> f32 {
+        wide as f32
+    }
+
+    fn add(a: f64, b: f64) -> f64 {
+        a + b
+    }
+
+    fn max(a: f64, b: f64) -> f64 {
+        a.max(b)
+    }
+}
+
+impl Number for f64 {
+    type Wide = f64;
+    const ZERO: f64 = 0.0;
+    const LEAST: f64 = f64::NEG_INFINITY;
+
+    fn widen(from: &[f64], to: &mut [f64]) {
+        to.copy_from_slice(from);
+    }
+
+    fn narrow(wide: f64) -> f64 {
+        wide
+    }
+
+    fn add(a: f64, b: f64) -> f64 {
+        a + b
+    }
+
+    fn max(a: f64, b: f64) -> f64 {
+        a.max(b)
+    }
+}
+
+impl Number for f16 {
+    type Wide = f32;
+    const ZERO: f32 = 0.0;
+    const LEAST: f32 = f32::NEG_INFINITY;
+
+    fn widen(from: &[f16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+
+    fn narrow(wide: f32) -> f16 {
+        f16::from_f32(wide)
+    }
+
+    fn add(a: f32, b: f32) -> f32 {
+        a + b
+    }
+
+    fn max(a: f32, b: f32) -> f32 {
+        a.max(b)
+    }
+}
+
+impl Number for bf16 {
+    type Wide = f32;
+    const ZERO: f32 = 0.0;
+    const LEAST: f32 = f32::NEG_INFINITY;
+
+    fn widen(from: &[bf16], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+
+    fn narrow(wide: f32) -> bf16 {
+        bf16::from_f32(wide)
+    }
+
+    fn add(a: f32, b: f32) -> f32 {
+        a + b
+    }
+
+    fn max(a: f32, b: f32) -> f32 {
+        a.max(b)
+    }
+}
+
+impl Number for i32 {
+    type Wide = i32;
+    const ZERO: i32 = 0;
+    const LEAST: i32 = i32::MIN;
+
+    fn widen(from: &[i32], to: &mut [i32]) {
+        to.copy_from_slice(from);
+    }
+
+    fn narrow(wide: i32) -> i32 {
+        wide
+    }
+
+    fn add(a: i32, b: i32) -> i32 {
+        a.wrapping_add(b)
+    }
+
+    fn max(a: i32, b: i32) -> i32 {
+        a.max(b)
+    }
+}
+
+impl Number for u32 {
+    type Wide = u32;
+    const ZERO: u32 = 0;
+    const LEAST: u32 = 0;
+
+    fn widen(from: &[u32], to: &mut [u32]) {
+        to.copy_from_slice(from);
+    }
+
+    fn narrow(wide: u32) -> u32 {
+        wide
+    }
+
+    fn add(a: u32, b: u32) -> u32 {
+        a.wrapping_add(b)
+    }
+
+    fn max(a: u32, b: u32) -> u32 {
+        a.max(b)
+    }
+}
