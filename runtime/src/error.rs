@@ -142,6 +142,14 @@ pub enum Error {
         /// What happened to it.
         source: Box<Error>,
     },
+    /// Another process of the team has ended the run.
+    #[error("{why} (said process {process}, and this one has stopped)")]
+    Elsewhere {
+        /// The process.
+        process: usize,
+        /// What went wrong there.
+        why: String,
+    },
     /// Ranks did not come to a meeting; the others have stopped.
     #[error(
         "rank {} of a team did not come to step {step} (`{what}`) of program `{program}`, where rank {rank} has waited for          {:.1} s. A device that hangs shows so; if it is only slow, give it more time (Team::with_timeout)",

@@ -26,4 +26,4 @@ pub use error::{Error, Result};
 pub use gpu::GpuError;
 pub use jit::Jit;
 pub use program::{Bound, Program, executable_from_bytes, executable_to_bytes};
-pub use team::{Team, TeamBound, TeamProgram, Timeline};
+pub use team::{Team, TeamBound, TeamProgram, Timeline, Transport};

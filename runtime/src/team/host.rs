@@ -10,6 +10,7 @@ use dnx_codegen::exec::{Collective, Part};
 use dnx_ir::{DType, ReduceKind};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use std::ops::Range;
 
 /// Elements summed at a time.
 const BLOCK: usize = 512;
@@ -89,29 +90,101 @@ impl Move {
         Move { what, n }
     }
 
-    /// Does what the member at `place` does of the work. `spans` are those of all members for this part, by place;
-    /// `of` tells which of how many equal shares of common work is done here, for the results at `here`.
+    /// Whether it is an all-reduce, whose work is common to all members.
+    pub(super) fn is_fold(&self) -> bool {
+        matches!(self.what, What::Fold { .. })
+    }
+
+    /// The elements that share `i` of `n` of common work has; shares begin on lines of their own.
+    fn elements(&self, (i, n): (usize, usize)) -> Range<usize> {
+        let What::Fold { elems, .. } = self.what else { return 0..0 };
+        let at = |i: usize| (elems / n * i + elems % n * i / n).next_multiple_of(64).min(elems);
+        at(i)..at(i + 1)
+    }
+
+    /// The bytes of the result that share `i` of `n` of common work makes; none if nothing is common.
+    pub(super) fn share(&self, (i, n): (usize, usize)) -> Range<usize> {
+        let What::Fold { dtype, .. } = self.what else { return 0..0 };
+        let elements = self.elements((i, n));
+        elements.start * dtype.device_size()..elements.end * dtype.device_size()
+    }
+
+    /// The bytes of the operand at place `from` that the members at the places `to` read, if they do the `share` of
+    /// common work: increasing, apart.
+    pub(super) fn needed(&self, from: usize, to: &[usize], share: (usize, usize)) -> Vec<Range<usize>> {
+        let mut ranges: Vec<Range<usize>> = vec![];
+        match &self.what {
+            What::Fold { .. } => ranges.push(self.share(share)),
+            What::FoldPieces { dtype, outer, piece } => {
+                let bytes = piece * dtype.device_size();
+                let at = |o: usize, p: &usize| (o * self.n + p) * bytes;
+                ranges.extend((0..*outer).flat_map(|o| to.iter().map(move |p| at(o, p)..at(o, p) + bytes)));
+            }
+            What::Gather { outer, piece } => ranges.push(0..outer * piece),
+            What::Turn { run, .. } => {
+                for &place in to {
+                    self.runs(place, from, |src, _| ranges.push(src..src + run));
+                }
+            }
+            What::Permute { bytes, from: senders } => {
+                if to.iter().any(|&p| senders[p] == Some(from)) {
+                    ranges.push(0..*bytes);
+                }
+            }
+        }
+        ranges.retain(|r| !r.is_empty());
+        ranges.sort_by_key(|r| r.start);
+        ranges.dedup_by(|b, a| {
+            let joined = b.start == a.end;
+            if joined {
+                a.end = b.end;
+            }
+            joined
+        });
+        ranges
+    }
+
+    /// The runs of an all-to-all from the member at `from` to the one at `to`: where each begins in the operand and in
+    /// the result.
+    fn runs(&self, to: usize, from: usize, mut each: impl FnMut(usize, usize)) {
+        let What::Turn { outer, low, middle, run, cut } = self.what else { return };
+        // How many of `low` and `run` one side has, and where this part begins there.
+        let (whole, whole_run) = ((low, 0), (run, 0));
+        let (cut_low, cut_run) = ((low * self.n, to * low), (run * self.n, to * run));
+        let (join_low, join_run) = ((low * self.n, from * low), (run * self.n, from * run));
+        let (src_low, src_run, dst_low, dst_run) = match cut {
+            Cut::Same => (whole, cut_run, whole, join_run),
+            Cut::LowToRun => (cut_low, whole_run, whole, join_run),
+            Cut::RunToLow => (whole, cut_run, join_low, whole_run),
+        };
+        let at = |o: usize, l: usize, m: usize, low: (usize, usize), run: (usize, usize)| {
+            ((o * low.0 + low.1 + l) * middle + m) * run.0 + run.1
+        };
+        for o in 0..outer {
+            for l in 0..low {
+                for m in 0..middle {
+                    each(at(o, l, m, src_low, src_run), at(o, l, m, dst_low, dst_run));
+                }
+            }
+        }
+    }
+
+    /// Does what the member at `place` does of the work. `spans` are those of all members for this part, by place.
+    /// Of common work it does share `member` of its process's `share`, for the results at `here`.
     ///
     /// # Safety
     /// The spans are memory of the part's operand and result. Until all members have returned nobody else touches
     /// them. They overlap at most where one is operand and result of one member's all-reduce.
-    pub(super) unsafe fn run(
-        &self,
-        spans: &[Span],
-        place: usize,
-        share: (usize, usize),
-        here: &[usize],
-        threads: usize,
-    ) {
+    pub(super) unsafe fn run(&self, spans: &[Span], place: usize, common: &Common, threads: usize) {
         let dst = spans[place].dst;
         unsafe {
             match &self.what {
-                What::Fold { kind, dtype, elems } => {
-                    // Shares begin on lines of their own.
-                    let at = |i: usize| (elems * i / share.1).next_multiple_of(64).min(*elems);
-                    let (from, to) = (at(share.0), at(share.0 + 1));
-                    let results = Results::All { spans, here };
-                    fold(*dtype, *kind, spans, from, to - from, from, &results, threads);
+                What::Fold { kind, dtype, .. } => {
+                    let all = self.elements(common.share);
+                    let own = Move { what: What::Fold { kind: *kind, dtype: *dtype, elems: all.len() }, n: self.n };
+                    let own = own.elements(common.member);
+                    let (from, results) = (all.start + own.start, Results::All { spans, here: common.here });
+                    fold(*dtype, *kind, spans, from, own.len(), from, &results, threads);
                 }
                 What::FoldPieces { dtype, outer, piece } => {
                     for o in 0..*outer {
@@ -122,32 +195,13 @@ impl Move {
                 What::Gather { outer, piece } => {
                     for o in 0..*outer {
                         for (j, span) in spans.iter().enumerate() {
-                            copy(span.src.add(o * piece), dst.add((o * self.n + j) * piece), *piece, threads);
+                            copy(span.src.wrapping_add(o * piece), dst.add((o * self.n + j) * piece), *piece, threads);
                         }
                     }
                 }
-                What::Turn { outer, low, middle, run, cut } => {
+                What::Turn { run, .. } => {
                     for (j, span) in spans.iter().enumerate() {
-                        // How many of `low` and `run` one side has, and where this part begins there.
-                        let (whole, cut_low) = ((*low, 0), (low * self.n, place * low));
-                        let (whole_run, cut_run) = ((*run, 0), (run * self.n, place * run));
-                        let (join_low, join_run) = ((low * self.n, j * low), (run * self.n, j * run));
-                        let (src_low, src_run, dst_low, dst_run) = match cut {
-                            Cut::Same => (whole, cut_run, whole, join_run),
-                            Cut::LowToRun => (cut_low, whole_run, whole, join_run),
-                            Cut::RunToLow => (whole, cut_run, join_low, whole_run),
-                        };
-                        let at = |o: usize, l: usize, m: usize, low: (usize, usize), run: (usize, usize)| {
-                            ((o * low.0 + low.1 + l) * middle + m) * run.0 + run.1
-                        };
-                        for o in 0..*outer {
-                            for l in 0..*low {
-                                for m in 0..*middle {
-                                    let from = span.src.add(at(o, l, m, src_low, src_run));
-                                    copy(from, dst.add(at(o, l, m, dst_low, dst_run)), *run, threads);
-                                }
-                            }
-                        }
+                        self.runs(place, j, |from, to| copy(span.src.wrapping_add(from), dst.add(to), *run, threads));
                     }
                 }
                 What::Permute { bytes, from } => match from[place] {
@@ -157,6 +211,16 @@ impl Move {
             }
         }
     }
+}
+
+/// Who does which part of work that is common to a group.
+pub(super) struct Common<'a> {
+    /// Of the processes of the group which this is, and how many.
+    pub(super) share: (usize, usize),
+    /// Of the members in this process which this is, and how many.
+    pub(super) member: (usize, usize),
+    /// The places of the members in this process.
+    pub(super) here: &'a [usize],
 }
 
 /// Copies bytes, many of them by several threads.
@@ -222,7 +286,7 @@ unsafe fn blocks<T: Number>(kind: ReduceKind, spans: &[Span], from: usize, len: 
         let mut sums = [first; BLOCK];
         for span in spans {
             // SAFETY: elements of the operand, which nobody writes before this block is.
-            let x = unsafe { std::slice::from_raw_parts((span.src as *const T).add(from + done), n) };
+            let x = unsafe { std::slice::from_raw_parts((span.src as *const T).wrapping_add(from + done), n) };
             T::widen(x, &mut wide[..n]);
             match kind {
                 ReduceKind::Sum => sums[..n].iter_mut().zip(&wide).for_each(|(s, &x)| *s = T::add(*s, x)),

@@ -23,26 +23,34 @@
 //! Results do not depend on chance: sums are made in the order of ranks, so all members of a group hold
 //! the same bits, and another run gives them again.
 //!
+//! A team may span processes and hosts: [`Team::across`] joins the devices of several processes over a [`Transport`]. Each
+//! process then has the ranks of its own devices ([`Team::ranks`]), and lists per rank are of those.
+//!
 //! A rank that fails (a device error, a panic) ends the run for all: each stops at its next meeting, and the run's
 //! error names the rank and what happened to it. A rank that does not come to a meeting at all is waited for as long as
 //! [`Team::with_timeout`] says; then the run ends with an error that names it.
 
+mod abroad;
 mod host;
+mod links;
 mod program;
 mod room;
 #[cfg(test)]
 mod tests;
 mod timeline;
+pub mod transport;
 mod worker;
 
 pub use program::{TeamBound, TeamProgram};
 pub use timeline::{Stretch, StretchKind, Timeline};
+pub use transport::Transport;
 
 use crate::device::{DeviceKind, Inner};
 use crate::{Buffer, Device, Error, Result};
 use dnx_codegen::exec::Executable;
 use dnx_codegen::{GpuClass, GpuLimits, Options, Target};
 use dnx_ir::{Array, Func, Type};
+use links::{Hello, Links};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +72,8 @@ struct Shared {
     /// Threads that each rank may use.
     threads: usize,
     workers: Workers,
+    /// The other processes, if there are any.
+    links: Option<Arc<Links>>,
 }
 
 impl Team {
@@ -73,27 +83,44 @@ impl Team {
     /// # Errors
     /// If there is no device, one is given twice, or there are cpu devices and GPUs.
     pub fn new(devices: Vec<Device>) -> Result<Team> {
-        let Some(first) = devices.first() else {
-            return Err(Error::Team("a team has at least one device, and none is given".to_string()));
+        check_devices(&devices)?;
+        Team::with_links(devices, None, TIMEOUT)
+    }
+
+    /// A team of the devices of several processes, each of which calls this with its own: the first process has the
+    /// first ranks. All processes then load the same programs in the same order, and run them together.
+    ///
+    /// A process of which nothing is heard for `timeout` ([`TIMEOUT`], say) is taken for lost and named by its ranks; one
+    /// that is alive is waited for 30 times as long, since it may write a checkpoint. After a failure the team is of no
+    /// more use.
+    ///
+    /// # Errors
+    /// As [`Team::new`]; if the processes have different kinds of devices, or one does not come.
+    pub fn across(devices: Vec<Device>, transport: Arc<dyn Transport>, timeout: Duration) -> Result<Team> {
+        check_devices(&devices)?;
+        if transport.processes() == 1 {
+            return Team::with_links(devices, None, timeout);
+        }
+        let fingerprints: Vec<String> = devices.iter().map(|d| d.info().fingerprint()).collect();
+        let hello = Hello {
+            devices: devices.len(),
+            target: devices.iter().map(Device::target).reduce(common).expect("a team has at least one device"),
+            fingerprint: fingerprints.windows(2).all(|w| w[0] == w[1]).then(|| fingerprints[0].clone()),
         };
-        let is_cpu = |d: &Device| d.info().kind == DeviceKind::Cpu;
-        if let Some(other) = devices.iter().find(|d| is_cpu(d) != is_cpu(first)) {
-            let (a, b) = (first.name(), other.name());
+        let links = Links::new(transport, &hello, timeout)?;
+        let is_cpu = |h: &Hello| h.target == Target::Cpu;
+        if let Some(other) = links.hellos.iter().position(|h| is_cpu(h) != is_cpu(&hello)) {
             return Err(Error::Team(format!(
-                "`{a}` and `{b}` can't run one program: a team has cpu devices alone or GPUs alone"
+                "process {other} has another kind of devices than this one: a team has cpu devices alone or GPUs alone"
             )));
         }
-        for (j, b) in devices.iter().enumerate() {
-            if let Some(i) = devices[..j].iter().position(|a| a.same(b)) {
-                return Err(Error::Team(format!(
-                    "ranks {i} and {j} are one device (`{}`): open a device once for each rank",
-                    b.name()
-                )));
-            }
-        }
+        Team::with_links(devices, Some(links), timeout)
+    }
+
+    fn with_links(devices: Vec<Device>, links: Option<Arc<Links>>, timeout: Duration) -> Result<Team> {
         let threads = (rayon::current_num_threads() / devices.len()).max(1);
         let workers = Workers::new(devices.len())?;
-        Ok(Team { shared: Arc::new(Shared { devices, threads, workers }), timeout: TIMEOUT })
+        Ok(Team { shared: Arc::new(Shared { devices, threads, workers, links }), timeout })
     }
 
     /// A team of the devices that a selector means; see [`Device::open_all`].
@@ -104,7 +131,7 @@ impl Team {
         Team::new(Device::open_all(selector)?)
     }
 
-    /// The same team with another limit on waiting, for programs loaded from now on: a rank waits for the others of a
+    /// The same team with another limit on waiting for ranks of this process, for programs loaded from now on: a rank waits for the others of a
     /// meeting so long and as long again as it took itself since the run began. All ranks do the same work, so one that
     /// has not come by then ([`TIMEOUT`] unless changed) is taken for lost.
     pub fn with_timeout(self, timeout: Duration) -> Team {
@@ -113,13 +140,19 @@ impl Team {
 
     /// How many devices a program's mesh has.
     pub fn size(&self) -> usize {
-        self.shared.devices.len()
+        match &self.shared.links {
+            None => self.shared.devices.len(),
+            Some(links) => links.hellos.iter().map(|h| h.devices).sum(),
+        }
     }
 
     /// The ranks whose devices are in this process, which are those whose buffers can be made and read here. Lists per
     /// rank are in this order.
     pub fn ranks(&self) -> Range<usize> {
-        0..self.shared.devices.len()
+        match &self.shared.links {
+            None => 0..self.shared.devices.len(),
+            Some(links) => links.ranks(links.transport.process()),
+        }
     }
 
     /// The devices of [`Team::ranks`], in order.
@@ -145,14 +178,18 @@ impl Team {
 
     /// What to compile for: all devices run the same kernels, so the least that each of them can do.
     pub fn target(&self) -> Target {
-        let targets = self.shared.devices.iter().map(Device::target);
-        targets.reduce(common).expect("a team has at least one device")
+        let here = self.shared.devices.iter().map(Device::target);
+        let elsewhere = self.shared.links.iter().flat_map(|l| l.hellos.iter().map(|h| h.target));
+        here.chain(elsewhere).reduce(common).expect("a team has at least one device")
     }
 
     /// How to compile for it: its target, and what tuning found where all devices are alike.
     pub fn options(&self) -> Options {
         let [first, rest @ ..] = &self.shared.devices[..] else { unreachable!("a team has at least one device") };
-        let alike = rest.iter().all(|d| d.info().fingerprint() == first.info().fingerprint());
+        let own = first.info().fingerprint();
+        let elsewhere = self.shared.links.iter().flat_map(|l| &l.hellos);
+        let alike = rest.iter().all(|d| d.info().fingerprint() == own)
+            && elsewhere.into_iter().all(|h| h.fingerprint.as_ref() == Some(&own));
         if alike { first.options() } else { Options::new(self.target()) }
     }
 
@@ -219,6 +256,29 @@ impl std::fmt::Debug for Team {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Team").field(&self.shared.devices).finish()
     }
+}
+
+/// What makes devices a team.
+fn check_devices(devices: &[Device]) -> Result<()> {
+    let Some(first) = devices.first() else {
+        return Err(Error::Team("a team has at least one device, and none is given".to_string()));
+    };
+    let is_cpu = |d: &Device| d.info().kind == DeviceKind::Cpu;
+    if let Some(other) = devices.iter().find(|d| is_cpu(d) != is_cpu(first)) {
+        let (a, b) = (first.name(), other.name());
+        return Err(Error::Team(format!(
+            "`{a}` and `{b}` can't run one program: a team has cpu devices alone or GPUs alone"
+        )));
+    }
+    for (j, b) in devices.iter().enumerate() {
+        if let Some(i) = devices[..j].iter().position(|a| a.same(b)) {
+            return Err(Error::Team(format!(
+                "ranks {i} and {j} are one device (`{}`): open a device once for each rank",
+                b.name()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// What two targets have in common.

@@ -1,13 +1,15 @@
 //! Programs of a team: loaded on every device, bound, and run by all ranks at once.
 
-use super::host::Move;
+use super::abroad::{Abroad, Desk, Division, Waiting};
+use super::host::{Common, Move};
+use super::links::{Links, Trouble};
 use super::room::{Crisis, Patience, Room};
 use super::timeline::{Stretch, StretchKind, Timeline};
 use super::worker::Job;
 use super::{Shared, Team};
 use crate::company::{Company, Seat, Span, Stopped};
 use crate::{Bound, Buffer, Error, Program, Result};
-use dnx_codegen::exec::{Executable, Step, VERSION, group};
+use dnx_codegen::exec::{Executable, Part, Step, VERSION, group};
 use dnx_codegen::stats::StepCost;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +55,9 @@ impl TeamProgram {
                 device: devices[0].name().to_string(),
                 largest: vec![format!("{} on each device", crate::error::mib(exec.peak_bytes))],
             });
+        }
+        if let Some(links) = &team.shared.links {
+            links.agree(&format!("program `{}`", exec.name), &digest(&exec)?.to_le_bytes())?;
         }
         let exec = Arc::new(exec);
         let seat = |rank| Seat { rank, threads: *threads };
@@ -103,11 +108,19 @@ impl TeamProgram {
         let bounds = each.map(|(rank, (program, inputs))| {
             program.bind(inputs).map_err(|e| failed(rank, program.device().name(), &self.exec().name, e))
         });
-        let inner = Arc::new(Inner::new(self, bounds.collect::<Result<_>>()?));
+        let inner = Arc::new(Inner::new(self, bounds.collect::<Result<_>>()?)?);
         let working = inner.clone();
         let job: Job = Arc::new(move |rank| working.work(rank));
         Ok(TeamBound { program: self.clone(), inner, job })
     }
+}
+
+/// A number by which processes tell whether they have the same executable.
+fn digest(exec: &Executable) -> Result<u64> {
+    use std::hash::{DefaultHasher, Hasher};
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&crate::executable_to_bytes(exec)?);
+    Ok(hasher.finish())
 }
 
 /// An error of one rank, said with the rank.
@@ -157,6 +170,9 @@ impl TeamBound {
         if let Some(why) = &*turn {
             return Err(Error::Team(format!("the team can't run any more: {why}")));
         }
+        if let Some(error) = inner.links().and_then(|l| l.alarm()) {
+            return Err(error);
+        }
         inner.begin(record);
         workers.send(&self.job);
         let left = inner.wait();
@@ -164,6 +180,8 @@ impl TeamBound {
         if left > 0 {
             let why = fault.as_ref().map_or_else(String::new, ToString::to_string);
             *turn = Some(format!("a rank has not come back from an earlier run, in which {why}"));
+        } else if let (Some(_), Some(why)) = (inner.links(), &fault) {
+            *turn = Some(format!("messages of an earlier run may be under way, in which {why}"));
         }
         fault.map_or(Ok(()), Err)
     }
@@ -204,6 +222,8 @@ struct Meeting {
     rooms: Vec<(usize, usize)>,
     /// What is done with each part.
     moves: Vec<Move>,
+    /// By room, for groups with members in other processes.
+    abroad: Vec<(usize, Abroad)>,
 }
 
 /// A stretch of time of a rank.
@@ -220,6 +240,8 @@ struct Inner {
     bounds: Vec<Bound>,
     meetings: Vec<Meeting>,
     rooms: Vec<Room>,
+    /// By room how its group is divided among processes, and the memory for what crosses.
+    divisions: Vec<Option<(Division, Desk)>>,
     crisis: Crisis<Error>,
     run: Mutex<Run>,
     /// Rings when a rank is done.
@@ -240,39 +262,68 @@ struct Run {
 }
 
 impl Inner {
-    fn new(program: &TeamProgram, bounds: Vec<Bound>) -> Inner {
+    fn new(program: &TeamProgram, bounds: Vec<Bound>) -> Result<Inner> {
         let (exec, team) = (program.exec(), &program.team);
-        let collectives = exec.steps.iter().filter_map(|step| match step {
-            Step::Collective { parts, .. } => Some(parts),
-            Step::Dispatch { .. } | Step::Multi { .. } | Step::Copy { .. } => None,
-        });
-        let most = collectives.clone().map(Vec::len).max().unwrap_or(0);
-        let crowded = team.size() > rayon::current_num_threads();
-        let mut rooms: Vec<Room> = vec![];
-        let meetings = collectives.map(|parts| {
+        let links = team.shared.links.as_deref();
+        let collectives: Vec<&Vec<Part>> = exec.steps.iter().filter_map(parts).collect();
+        let most = collectives.iter().map(|p| p.len()).max().unwrap_or(0);
+        let crowded = team.devices().len() > rayon::current_num_threads();
+        // Groups are numbered alike in all processes; those with members here have rooms.
+        let mut groups: Vec<Vec<usize>> = vec![];
+        let mut rooms: Vec<(usize, Room)> = vec![];
+        let mut meetings = vec![];
+        for &parts in &collectives {
             let axes = parts[0].op.axes();
-            let mut room = |rank: usize| {
+            let mut of = vec![];
+            for rank in 0..team.size() {
                 let members = group(&exec.mesh, axes, rank);
+                let number = groups.iter().position(|g| *g == members).unwrap_or_else(|| {
+                    groups.push(members.clone());
+                    groups.len() - 1
+                });
+                if !team.ranks().contains(&rank) {
+                    continue;
+                }
                 let place = members.iter().position(|&m| m == rank).expect("a device is in its own group");
-                let found = rooms.iter().position(|r| r.members == members);
-                let at = found.unwrap_or_else(|| {
-                    rooms.push(Room::new(members, most, crowded));
+                let at = rooms.iter().position(|(n, _)| *n == number).unwrap_or_else(|| {
+                    let here = (0..members.len()).filter(|&p| team.ranks().contains(&members[p])).collect();
+                    rooms.push((number, Room::new(members, here, most, crowded)));
                     rooms.len() - 1
                 });
-                (at, place)
-            };
-            let of: Vec<(usize, usize)> = team.ranks().map(&mut room).collect();
+                of.push((at, place));
+            }
             let n = group(&exec.mesh, axes, 0).len();
-            Meeting { rooms: of, moves: parts.iter().map(|p| Move::new(p, n)).collect() }
-        });
-        let meetings = meetings.collect();
+            let moves = parts.iter().map(|p| Move::new(p, n)).collect();
+            meetings.push(Meeting { rooms: of, moves, abroad: vec![] });
+        }
+        let mut divisions = vec![];
+        for (at, (number, room)) in rooms.iter().enumerate() {
+            let Some(division) = Division::new(&room.members, links) else {
+                divisions.push(None);
+                continue;
+            };
+            let mut bytes = 0;
+            for meeting in meetings.iter_mut().filter(|m| m.rooms.iter().any(|r| r.0 == at)) {
+                let (abroad, images) = Abroad::new(&meeting.moves, &division, *number);
+                bytes = bytes.max(images);
+                meeting.abroad.push((at, abroad));
+            }
+            let desk = Desk::new(bytes)?;
+            for meeting in &mut meetings {
+                let parts = meeting.moves.len();
+                meeting.abroad.iter_mut().filter(|(r, _)| *r == at).for_each(|(_, a)| a.place(&desk, parts));
+            }
+            divisions.push(Some((division, desk)));
+        }
+        let rooms = rooms.into_iter().map(|(_, room)| room).collect();
         let logs = bounds.iter().map(|_| Mutex::default()).collect();
         let spans = bounds.iter().map(|_| Mutex::new(Vec::with_capacity(team.size()))).collect();
-        Inner {
+        Ok(Inner {
             team: team.clone(),
             bounds,
             meetings,
             rooms,
+            divisions,
             crisis: Crisis::new(),
             run: Mutex::new(Run { began: Instant::now(), left: 0 }),
             bell: Condvar::new(),
@@ -281,7 +332,33 @@ impl Inner {
             spans,
             #[cfg(test)]
             trap: Mutex::new(None),
+        })
+    }
+
+    fn links(&self) -> Option<&Links> {
+        self.team.shared.links.as_deref()
+    }
+
+    /// Ends the run for everybody, here and elsewhere.
+    fn raise(&self, fault: Error) {
+        if let (Some(links), false) = (self.links(), matches!(fault, Error::Elsewhere { .. })) {
+            links.raise(&fault.to_string());
         }
+        self.crisis.raise(fault, &self.rooms);
+    }
+
+    /// Of ranks that are missing those that nobody keeps: one that waits for others in another room is not to blame,
+    /// they are.
+    fn to_blame(&self, mut missing: Vec<usize>) -> Vec<usize> {
+        let waiting: Vec<(Vec<usize>, Vec<usize>)> = self.rooms.iter().map(Room::waiting).collect();
+        for _ in 0..self.rooms.len() {
+            let kept =
+                |rank: usize| waiting.iter().find(|(come, _)| come.contains(&rank)).map(|(_, for_whom)| for_whom);
+            missing = missing.iter().flat_map(|&r| kept(r).cloned().unwrap_or_else(|| vec![r])).collect();
+            missing.sort_unstable();
+            missing.dedup();
+        }
+        missing
     }
 
     fn begin(&self, record: bool) {
@@ -331,10 +408,18 @@ impl Inner {
         if let Some(error) = error {
             let device = self.team.devices()[local].name();
             let rank = self.team.ranks().start + local;
-            self.crisis.raise(failed(rank, device, &program(), error), &self.rooms);
+            self.raise(failed(rank, device, &program(), error));
         }
         locked(&self.run).left -= 1;
         self.bell.notify_all();
+    }
+}
+
+/// The parts of a collective step.
+fn parts(step: &Step) -> Option<&Vec<Part>> {
+    match step {
+        Step::Collective { parts, .. } => Some(parts),
+        Step::Dispatch { .. } | Step::Multi { .. } | Step::Copy { .. } => None,
     }
 }
 
@@ -381,38 +466,128 @@ impl Member<'_> {
     }
 }
 
+impl<'a> Member<'a> {
+    /// Enters a room with what this rank brings.
+    fn enter(&self, step: usize, room: &'a Room, place: usize, spans: &[Span]) -> Result<Leaving<'a>, Stopped> {
+        let inner = self.inner;
+        let since = Instant::now();
+        let limit = inner.team.timeout + (since - self.began);
+        let patience = Patience { since, limit, abroad: inner.links().map(|l| &l.abroad) };
+        // SAFETY: the place is this rank's, and what it gets back makes it leave.
+        match unsafe { room.enter(place, spans, &inner.crisis, &patience) } {
+            Ok(()) => Ok(Leaving { room, crisis: &inner.crisis }),
+            Err(None) => Err(Stopped),
+            Err(Some(ranks)) => {
+                inner.raise(self.missing(step, inner.to_blame(ranks), limit));
+                Err(Stopped)
+            }
+        }
+    }
+
+    /// Speaks with the other processes.
+    fn speak(
+        &self,
+        step: usize,
+        room: &Room,
+        links: &Links,
+        say: impl FnOnce(&Waiting) -> Result<(), Trouble>,
+    ) -> Result<(), Stopped> {
+        let inner = self.inner;
+        let stop = || inner.crisis.is_raised();
+        let waiting = Waiting { limit: self.began.elapsed(), stop: &stop };
+        links.abroad.fetch_add(1, Ordering::SeqCst);
+        let said = say(&waiting);
+        links.abroad.fetch_sub(1, Ordering::SeqCst);
+        let fault = match said {
+            Ok(()) => return Ok(()),
+            Err(Trouble::Stopped) => return Err(Stopped),
+            Err(Trouble::Alarm(error)) => error,
+            Err(Trouble::Lost(processes, waited)) => {
+                let lost = |rank: &usize| processes.contains(&links.process_of(*rank));
+                self.missing(step, room.members.iter().copied().filter(lost).collect(), waited)
+            }
+            Err(Trouble::Transport(why)) => {
+                let program = self.inner.bounds[self.local].program();
+                let error = Error::Team(format!("the transport between processes failed: {why}"));
+                let rank = inner.team.ranks().start + self.local;
+                failed(rank, program.device().name(), &program.exec().name, error)
+            }
+        };
+        inner.raise(fault);
+        Err(Stopped)
+    }
+
+    /// Does this rank's share of the work of a meeting, between enter and leave.
+    ///
+    /// # Safety
+    /// All that the moves read is there.
+    unsafe fn share(&mut self, meeting: &Meeting, room: &Room, place: usize, share: (usize, usize)) {
+        let own = room.here.iter().position(|&p| p == place).expect("a rank of this process");
+        let common = Common { share, member: (own, room.here.len()), here: &room.here };
+        for (part, what) in meeting.moves.iter().enumerate() {
+            // SAFETY: between enter and leave what all have brought is theirs to read, and the parts of the work are
+            // disjoint.
+            unsafe {
+                room.spans(part, &mut self.spans);
+                what.run(&self.spans, place, &common, self.inner.team.shared.threads);
+            }
+        }
+    }
+}
+
 impl Company for Member<'_> {
     unsafe fn meet(&mut self, at: usize, step: usize, spans: &[Span]) -> Result<(), Stopped> {
         let inner = self.inner;
         #[cfg(test)]
         super::tests::spring(&inner.trap, self.local, at);
         let meeting = &inner.meetings[at];
-        let (room, place) = meeting.rooms[self.local];
-        let room = &inner.rooms[room];
-        let since = Instant::now();
-        let patience = Patience { since, limit: inner.team.timeout + (since - self.began) };
-        // SAFETY: the place is this rank's, and it leaves below.
-        match unsafe { room.enter(place, spans, &inner.crisis, &patience) } {
-            Ok(()) => {}
-            Err(None) => return Err(Stopped),
-            Err(Some(ranks)) => {
-                inner.crisis.raise(self.missing(step, ranks, patience.limit), &inner.rooms);
-                return Err(Stopped);
-            }
+        let (number, place) = meeting.rooms[self.local];
+        let room = &inner.rooms[number];
+        if let Some(error) = inner.links().and_then(Links::alarm) {
+            inner.raise(error);
+            return Err(Stopped);
         }
-        let leaving = Leaving { room, crisis: &inner.crisis };
+        let mut inside = self.enter(step, room, place, spans)?;
         self.mark(StretchKind::Wait, step);
-        let n = room.members.len();
-        for (part, what) in meeting.moves.iter().enumerate() {
-            // SAFETY: between enter and leave what all have brought is theirs to read, and the parts of the work are
-            // disjoint.
-            unsafe {
-                room.spans(part, &mut self.spans);
-                what.run(&self.spans, place, (place, n), &room.here, inner.team.shared.threads);
-            }
+        let abroad = meeting.abroad.iter().find(|(room, _)| *room == number).map(|(_, abroad)| abroad);
+        let (Some(abroad), Some((division, desk)), Some(links)) = (abroad, &inner.divisions[number], inner.links())
+        else {
+            // SAFETY: all members are here and have brought their operands.
+            unsafe { self.share(meeting, room, place, (0, 1)) };
+            self.mark(StretchKind::Exchange, step);
+            inside.leave()?;
+            self.mark(StretchKind::Wait, step);
+            return Ok(());
+        };
+        let speaks = place == room.here[0];
+        if speaks {
+            // SAFETY: the other members wait in `leave` until this one has spoken.
+            self.speak(step, room, links, |w| unsafe { abroad.operands(room, desk, links, w) })?;
+            self.mark(StretchKind::Exchange, step);
         }
+        inside.leave()?;
+        inside = self.enter(step, room, place, spans)?;
+        self.mark(StretchKind::Wait, step);
+        // SAFETY: all operands that are read are here.
+        unsafe { self.share(meeting, room, place, (division.own, division.processes.len())) };
         self.mark(StretchKind::Exchange, step);
-        leaving.leave()?;
+        if abroad.has_results {
+            inside.leave()?;
+            inside = self.enter(step, room, place, spans)?;
+            self.mark(StretchKind::Wait, step);
+            if speaks {
+                // SAFETY: as above; all members at home have done their shares.
+                self.speak(step, room, links, |w| unsafe { abroad.results(room, place, desk, links, w) })?;
+                self.mark(StretchKind::Exchange, step);
+            }
+            inside.leave()?;
+            inside = self.enter(step, room, place, spans)?;
+            self.mark(StretchKind::Wait, step);
+            // SAFETY: these results are this rank's.
+            unsafe { abroad.fetch(spans, desk) };
+            self.mark(StretchKind::Exchange, step);
+        }
+        inside.leave()?;
         self.mark(StretchKind::Wait, step);
         Ok(())
     }

@@ -2,6 +2,8 @@
 //! for the others; then each does its share of the work, reading and writing what all have brought; then it *leaves*,
 //! which it may only when nobody is at work any more, since others use its memory until then.
 //!
+//! Members in other processes bring nothing themselves; who speaks with their processes brings it for them.
+//!
 //! A [`Crisis`] ends all meetings of a run: who waits to enter goes, and who is at work finishes and goes.
 
 use crate::company::{Span, Stopped};
@@ -83,19 +85,35 @@ struct Door {
     busy: usize,
 }
 
-/// Until when a rank waits for the others, and since when.
-pub(super) struct Patience {
+/// Until when a rank waits for the others, and since when. While ranks of this process wait for other processes
+/// (`abroad`), it has patience.
+pub(super) struct Patience<'a> {
     pub(super) since: Instant,
     pub(super) limit: Duration,
+    pub(super) abroad: Option<&'a AtomicUsize>,
+}
+
+impl Patience<'_> {
+    /// How long it still waits; `None`: no longer.
+    fn left(&self) -> Option<Duration> {
+        let left = self.limit.saturating_sub(self.since.elapsed());
+        let waits = self.abroad.is_some_and(|n| n.load(Ordering::SeqCst) > 0);
+        match (left.is_zero(), waits) {
+            (false, _) => Some(left),
+            (true, true) => Some(Duration::from_millis(100)),
+            (true, false) => None,
+        }
+    }
 }
 
 impl Room {
-    /// A room for these, whose meetings have at most so many parts.
-    pub(super) fn new(members: Vec<usize>, parts: usize, crowded: bool) -> Room {
+    /// A room for these, of whom those at the places `here` are in this process, and whose meetings have at most so many
+    /// parts.
+    pub(super) fn new(members: Vec<usize>, here: Vec<usize>, parts: usize, crowded: bool) -> Room {
         let n = members.len();
         Room {
             members,
-            here: (0..n).collect(),
+            here,
             spans: (0..n).map(|_| UnsafeCell::new(Vec::with_capacity(parts))).collect(),
             door: Mutex::new(Door { here: vec![false; n], busy: 0 }),
             bell: Condvar::new(),
@@ -125,20 +143,16 @@ impl Room {
         crisis: &Crisis<F>,
         patience: &Patience,
     ) -> Result<(), Option<Vec<usize>>> {
-        {
-            // SAFETY: the others read it only between their enter and leave, for which they wait for this rank.
-            let own = unsafe { &mut *self.spans[place].get() };
-            own.clear();
-            own.extend_from_slice(spans);
-        }
+        // SAFETY: the others read it only between their enter and leave, for which they wait for this rank.
+        unsafe { self.bring(place, spans) };
         let mut door = locked(&self.door);
         if crisis.is_raised() {
             return Err(None);
         }
         door.here[place] = true;
-        if door.here.iter().all(|&h| h) {
+        if self.here.iter().all(|&p| door.here[p]) {
             door.here.fill(false);
-            door.busy = self.members.len();
+            door.busy = self.here.len();
             self.turn(door);
             return Ok(());
         }
@@ -150,11 +164,9 @@ impl Room {
             if crisis.is_raised() {
                 return Err(None);
             }
-            let left = patience.limit.saturating_sub(patience.since.elapsed());
-            if left.is_zero() {
-                let missing = self.members.iter().zip(&door.here).filter(|(_, here)| !**here).map(|(&m, _)| m);
-                return Err(Some(missing.collect()));
-            }
+            let Some(left) = patience.left() else {
+                return Err(Some(self.missing(&door)));
+            };
             door = self.bell.wait_timeout(door, left).unwrap_or_else(|p| p.into_inner()).0;
         }
         if crisis.is_raised() {
@@ -165,13 +177,36 @@ impl Room {
         Ok(())
     }
 
+    /// Puts down what a member brings.
+    ///
+    /// # Safety
+    /// Nobody reads it now.
+    pub(super) unsafe fn bring(&self, place: usize, spans: &[Span]) {
+        let own = unsafe { &mut *self.spans[place].get() };
+        own.clear();
+        own.extend_from_slice(spans);
+    }
+
+    /// Who waits here to enter, and for whom.
+    pub(super) fn waiting(&self) -> (Vec<usize>, Vec<usize>) {
+        let door = locked(&self.door);
+        let come = self.here.iter().filter(|&&p| door.here[p]).map(|&p| self.members[p]).collect();
+        (come, self.missing(&door))
+    }
+
+    fn missing(&self, door: &Door) -> Vec<usize> {
+        self.here.iter().filter(|&&p| !door.here[p]).map(|&p| self.members[p]).collect()
+    }
+
     /// What the members have brought for a part, by place.
     ///
     /// # Safety
     /// Between the caller's enter and leave.
     pub(super) unsafe fn spans(&self, part: usize, out: &mut Vec<Span>) {
         out.clear();
-        out.extend(self.spans.iter().map(|s| unsafe { (&*s.get())[part] }));
+        let nothing = Span { src: std::ptr::null(), dst: std::ptr::null_mut() };
+        // An absent member of whom nothing is read has brought nothing.
+        out.extend(self.spans.iter().map(|s| unsafe { &*s.get() }.get(part).copied().unwrap_or(nothing)));
     }
 
     /// Waits until nobody is at work.

@@ -3,6 +3,7 @@
 #[path = "../../../codegen/tests/collectives/mod.rs"]
 mod collectives;
 
+use super::transport::{Transport, channels};
 use super::{StretchKind, Team};
 use crate::device::Device;
 use crate::{Buffer, Error};
@@ -11,7 +12,7 @@ use dnx_codegen::exec::Step;
 use dnx_codegen::{Options, compile};
 use dnx_ir::interp::{Precision, eval_mesh};
 use dnx_ir::{Array, Func, Graph, Mesh, Op, ReduceKind, Type};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Something that goes wrong for one rank at one meeting.
@@ -173,14 +174,19 @@ fn what_is_no_team_is_refused() {
     assert!(e.contains("rank 0") && e.contains("lives on device"), "{e}");
 }
 
-/// A program of four meetings, its team, and inputs.
-fn chain(team: &Team) -> (super::TeamBound, Vec<Vec<Array>>) {
-    let g = Graph::on_mesh("chain", Mesh::new(&[("a", team.size())]));
+/// A program of four meetings.
+fn chain_of(devices: usize) -> Func {
+    let g = Graph::on_mesh("chain", Mesh::new(&[("a", devices)]));
     let mut x = g.param("x", Type::f32([5, 7]));
     for _ in 0..4 {
         x = x.sin().apply(Op::AllReduce { kind: ReduceKind::Sum, axes: vec!["a".into()] }, &[]);
     }
-    let func = g.finish(&[x]).unwrap();
+    g.finish(&[x]).unwrap()
+}
+
+/// [`chain_of`] on a team, and what it should give.
+fn chain(team: &Team) -> (super::TeamBound, Vec<Vec<Array>>) {
+    let func = chain_of(team.size());
     let args = args(&func);
     let want = eval_mesh(&func, &args, Precision::F32).unwrap();
     let bound = team.compile(&func, &[]).unwrap().bind(&upload(team, &args)).unwrap();
@@ -269,6 +275,209 @@ fn a_timeline_has_every_rank_at_work_waiting_and_exchanging() {
         assert_eq!(events.len(), 3 * 2 + line.stretches.len());
         assert!(events.iter().any(|e| e["cat"] == "exchange" && e["name"].as_str().unwrap().contains("all_reduce")));
     }
+}
+
+#[test]
+fn who_is_kept_from_a_meeting_is_not_blamed() {
+    // Rank 3 hangs before its meeting with 2; 0 and 1 then wait for 2 and 3 elsewhere.
+    let team = cpus(4).with_timeout(Duration::from_millis(200));
+    let g = Graph::on_mesh("both", Mesh::new(&[("a", 2), ("b", 2)]));
+    let mut x = g.param("x", Type::f32([3]));
+    for axis in ["b", "a", "b", "a"] {
+        x = x.sin().apply(Op::AllReduce { kind: ReduceKind::Sum, axes: vec![axis.into()] }, &[]);
+    }
+    let func = g.finish(&[x]).unwrap();
+    let bound = team.compile(&func, &[]).unwrap().bind(&upload(&team, &args(&func))).unwrap();
+    for meeting in 0..4 {
+        bound.trap(Trap { rank: 3, meeting, harm: Harm::Hang(Duration::from_millis(1500)) });
+        let e = bound.run().unwrap_err();
+        assert!(matches!(&e, Error::Missing { ranks, .. } if ranks == &[3]), "{e}");
+        bound.run().unwrap();
+    }
+}
+
+/// Teams that are one over several processes, each standing for one process with so many devices.
+fn processes(devices: &[usize], timeout: Duration, open: impl Fn(usize) -> Vec<Device> + Sync) -> Vec<Team> {
+    let ends = channels(devices.len());
+    let open = &open;
+    std::thread::scope(|scope| {
+        let join =
+            |(end, &n): (Arc<dyn Transport>, &usize)| scope.spawn(move || Team::across(open(n), end, timeout).unwrap());
+        let teams: Vec<_> = ends.into_iter().zip(devices).map(join).collect();
+        teams.into_iter().map(|t| t.join().unwrap()).collect()
+    })
+}
+
+fn several_cpus(n: usize) -> Vec<Device> {
+    (0..n).map(|_| Device::cpu()).collect()
+}
+
+/// Runs a program over several processes; the bits must be those of one process.
+fn check_across(teams: &[Team], one: &Team, func: &Func) {
+    let args = args(func);
+    let want = download(&one.compile(func, &[]).unwrap().run(&upload(one, &args)).unwrap());
+    let of = |team: &Team| {
+        let program = team.compile(func, &[]).unwrap();
+        let inputs: Vec<Vec<Buffer>> = team.ranks().map(|r| team.upload_all(r, &args[r]).unwrap()).collect();
+        let bound = program.bind(&inputs).unwrap();
+        (0..2).for_each(|_| bound.run().unwrap());
+        team.ranks().map(|r| (r, bound.outputs(r).unwrap().to_vec())).collect::<Vec<_>>()
+    };
+    let of = &of;
+    let got: Vec<_> = std::thread::scope(|scope| {
+        let runs: Vec<_> = teams.iter().map(|team| scope.spawn(move || of(team))).collect();
+        runs.into_iter().flat_map(|r| r.join().unwrap()).collect()
+    });
+    assert_eq!(got.len(), one.size());
+    for (rank, outputs) in got {
+        for (r, output) in outputs.iter().enumerate() {
+            assert_eq!(output.download().unwrap(), want[rank][r], "{}: rank {rank} result {r}", func.name);
+        }
+    }
+}
+
+#[test]
+fn several_processes_give_the_bits_of_one() {
+    let second = Duration::from_secs(10);
+    for (devices, meshes) in [
+        (vec![1, 1], meshes(2)),
+        (vec![1, 2], meshes(3)),
+        (vec![1, 1, 1, 1], meshes(4)),
+        (vec![2, 2], meshes(4)),
+        (vec![3, 1], meshes(4)),
+        (vec![4, 2], meshes(6)),
+    ] {
+        let teams = processes(&devices, second, several_cpus);
+        let first: Vec<usize> = teams.iter().map(|t| t.ranks().start).collect();
+        assert_eq!(first, (0..devices.len()).map(|p| devices[..p].iter().sum::<usize>()).collect::<Vec<_>>());
+        let one = cpus(devices.iter().sum());
+        for mesh in meshes {
+            DTYPES.iter().for_each(|&dtype| check_across(&teams, &one, &exchanges(&mesh, dtype)));
+            check_across(&teams, &one, &working(&mesh));
+            check_across(&teams, &one, &gradients(&mesh));
+        }
+    }
+    let teams = processes(&[2, 1], second, |n| Device::open_all(Some(&format!("vulkan:llvmpipe*{n}"))).unwrap());
+    check_across(&teams, &gpus(3), &working(&meshes(3)[0]));
+}
+
+/// What each process says of a run of [`chain`] in which one of them sets a trap.
+fn run_across(teams: &[Team], trap: impl Fn(usize, &super::TeamBound) + Sync) -> Vec<(Result<(), Error>, Duration)> {
+    let trap = &trap;
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = teams
+            .iter()
+            .enumerate()
+            .map(|(process, team)| {
+                scope.spawn(move || {
+                    let func = chain_of(team.size());
+                    let inputs: Vec<Vec<Buffer>> =
+                        team.ranks().map(|r| team.upload_all(r, &args(&func)[r]).unwrap()).collect();
+                    let bound = team.compile(&func, &[]).unwrap().bind(&inputs).unwrap();
+                    bound.run().unwrap();
+                    trap(process, &bound);
+                    let begin = Instant::now();
+                    let outcome = bound.run();
+                    let time = begin.elapsed();
+                    if outcome.is_err() {
+                        assert!(bound.run().is_err());
+                    }
+                    (outcome, time)
+                })
+            })
+            .collect();
+        runs.into_iter().map(|r| r.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_rank_that_fails_ends_the_run_in_all_processes() {
+    let teams = processes(&[2, 1, 1], Duration::from_secs(5), several_cpus);
+    let outcomes = run_across(&teams, |process, bound| {
+        if process == 1 {
+            bound.trap(Trap { rank: 0, meeting: 2, harm: Harm::Panic });
+        }
+    });
+    for (process, (outcome, time)) in outcomes.iter().enumerate() {
+        let text = outcome.as_ref().unwrap_err().to_string();
+        assert!(text.contains("rank 2 of a team") && text.contains("the trap of rank 0"), "process {process}: {text}");
+        assert!(*time < Duration::from_secs(3), "process {process} took {time:?}");
+    }
+}
+
+/// A transport that falls silent when it is told to.
+struct Mute {
+    inner: Arc<dyn Transport>,
+    silent: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Transport for Mute {
+    fn processes(&self) -> usize {
+        self.inner.processes()
+    }
+
+    fn process(&self) -> usize {
+        self.inner.process()
+    }
+
+    fn post(&self, to: usize, tag: u32, bytes: &[u8]) -> Result<(), String> {
+        if self.silent.load(std::sync::atomic::Ordering::SeqCst) { Ok(()) } else { self.inner.post(to, tag, bytes) }
+    }
+
+    fn take(&self, from: usize, tag: u32, into: &mut Vec<u8>) -> Result<bool, String> {
+        self.inner.take(from, tag, into)
+    }
+
+    fn is_settled(&self, _tag: u32) -> Result<bool, String> {
+        Ok(true)
+    }
+}
+
+#[test]
+fn a_process_that_dies_is_named_and_a_busy_one_is_waited_for() {
+    let timeout = Duration::from_secs(2);
+    let silent = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut ends = channels(2);
+    ends[1] = Arc::new(Mute { inner: ends[1].clone(), silent: silent.clone() });
+    let teams: Vec<Team> = std::thread::scope(|scope| {
+        let join = |end| scope.spawn(move || Team::across(several_cpus(1), end, timeout).unwrap());
+        let teams: Vec<_> = ends.into_iter().map(join).collect();
+        teams.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    // Longer than the timeout, but alive.
+    let late = run_across(&teams, |process, bound| {
+        if process == 1 {
+            bound.trap(Trap { rank: 0, meeting: 1, harm: Harm::Hang(timeout * 2) });
+        }
+    });
+    late.iter().for_each(|(outcome, _)| assert!(outcome.is_ok(), "{outcome:?}"));
+    let dead = run_across(&teams, |process, bound| {
+        if process == 1 {
+            bound.trap(Trap { rank: 0, meeting: 1, harm: Harm::Hang(timeout * 3) });
+            silent.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    });
+    let (outcome, time) = &dead[0];
+    let text = outcome.as_ref().unwrap_err().to_string();
+    assert!(text.contains("rank 1 of a team did not come"), "{text}");
+    assert!(*time < timeout * 2, "{time:?}");
+}
+
+#[test]
+fn processes_that_run_different_programs_are_told() {
+    let teams = processes(&[1, 1], Duration::from_secs(5), several_cpus);
+    let errors: Vec<String> = std::thread::scope(|scope| {
+        let load = |(i, team)| {
+            scope.spawn(move || {
+                let team: &Team = team;
+                let func = if i == 0 { chain_of(2) } else { gradients(&Mesh::new(&[("a", 2)])) };
+                team.compile(&func, &[]).err().unwrap().to_string()
+            })
+        };
+        let loads: Vec<_> = teams.iter().enumerate().map(load).collect();
+        loads.into_iter().map(|l| l.join().unwrap()).collect()
+    });
+    assert!(errors.iter().all(|e| e.contains("differ in program")), "{errors:?}");
 }
 
 #[test]

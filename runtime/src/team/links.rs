@@ -1,0 +1,270 @@
+//! Links: what a team knows of its other processes, and how long it waits for them.
+//!
+//! Every process tells all others from time to time that it is alive, from a thread of its own, so that one that died
+//! is told from one that is busy (it writes a checkpoint, say). A process of which nothing is heard for most of the team's
+//! timeout is lost. One that is alive is waited for [`PATIENCE`] times as long. Who fails tells all others why at once.
+//!
+//! After a failure messages of the broken run may still be under way, so such a team does not run again.
+
+use super::transport::Transport;
+use crate::{Error, Result};
+use dnx_codegen::Target;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// How many timeouts a process that is alive may take to come to a meeting.
+const PATIENCE: u32 = 30;
+
+/// How often a thread looks for what others say.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Tags: agreements, signs of life and alarms, and from here on one per group.
+const AGREE: u32 = 0;
+const CONTROL: u32 = 1;
+pub(super) const GROUPS: u32 = 2;
+
+/// What a process says of its devices.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Hello {
+    pub(super) devices: usize,
+    pub(super) target: Target,
+    /// Of the devices if they are alike.
+    pub(super) fingerprint: Option<String>,
+}
+
+/// The other processes.
+pub(super) struct Links {
+    pub(super) transport: Arc<dyn Transport>,
+    /// Devices of every process.
+    pub(super) hellos: Vec<Hello>,
+    heard: Vec<Mutex<Instant>>,
+    /// What another process has said went wrong, and which.
+    alarm: Mutex<Option<(usize, String)>>,
+    /// Ranks of this process that wait for others abroad: those at home have patience meanwhile.
+    pub(super) abroad: AtomicUsize,
+    timeout: Duration,
+    over: AtomicBool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Links {
+    /// Meets the other processes, each of which calls this too.
+    ///
+    /// # Errors
+    /// If one does not come, or the transport fails.
+    pub(super) fn new(transport: Arc<dyn Transport>, hello: &Hello, timeout: Duration) -> Result<Arc<Links>> {
+        let n = transport.processes();
+        let mut links = Links {
+            transport,
+            hellos: vec![],
+            heard: (0..n).map(|_| Mutex::new(Instant::now())).collect(),
+            alarm: Mutex::new(None),
+            abroad: AtomicUsize::new(0),
+            timeout,
+            over: AtomicBool::new(false),
+        };
+        let bytes = postcard::to_allocvec(hello).map_err(|e| Error::Team(e.to_string()))?;
+        // Nobody gives signs of life yet.
+        let all = links.gather(&bytes, timeout * PATIENCE)?;
+        let read =
+            |b: &Vec<u8>| postcard::from_bytes(b).map_err(|e| Error::Team(format!("another version of dnx: {e}")));
+        links.hellos = all.iter().map(read).collect::<Result<_>>()?;
+        let links = Arc::new(links);
+        let pulse = Arc::downgrade(&links);
+        let beat = move || {
+            let mut last: Option<Instant> = None;
+            while let Some(links) = pulse.upgrade().filter(|l| !l.over.load(Ordering::SeqCst)) {
+                if last.is_none_or(|t| t.elapsed() >= links.timeout / 10) {
+                    last = Some(Instant::now());
+                    links.tell(&[0]);
+                }
+                links.listen();
+                drop(links);
+                std::thread::sleep(LOOK);
+            }
+        };
+        let spawned = std::thread::Builder::new().name("dnx-links".to_string()).spawn(beat);
+        spawned.map_err(|e| Error::Team(format!("there is no thread for signs of life: {e}")))?;
+        Ok(links)
+    }
+
+    /// The ranks of a process.
+    pub(super) fn ranks(&self, process: usize) -> std::ops::Range<usize> {
+        let first = self.hellos[..process].iter().map(|h| h.devices).sum();
+        first..first + self.hellos[process].devices
+    }
+
+    /// The process of a rank.
+    pub(super) fn process_of(&self, rank: usize) -> usize {
+        (0..self.hellos.len()).find(|&p| self.ranks(p).contains(&rank)).expect("a rank of the team")
+    }
+
+    fn others(&self) -> impl Iterator<Item = usize> {
+        let own = self.transport.process();
+        (0..self.transport.processes()).filter(move |&p| p != own)
+    }
+
+    /// Says something to all others. A transport that fails shows where somebody waits.
+    fn tell(&self, bytes: &[u8]) {
+        for process in self.others() {
+            let _ = self.transport.post(process, CONTROL, bytes);
+        }
+        let _ = self.transport.is_settled(CONTROL);
+    }
+
+    /// Tells all others what went wrong here.
+    pub(super) fn raise(&self, why: &str) {
+        self.tell(&[&[1], why.as_bytes()].concat());
+    }
+
+    /// Hears what others have said.
+    fn listen(&self) {
+        let mut bytes = vec![];
+        for process in self.others() {
+            while let Ok(true) = self.transport.take(process, CONTROL, &mut bytes) {
+                *locked(&self.heard[process]) = Instant::now();
+                if let Some((1, why)) = bytes.split_first() {
+                    locked(&self.alarm).get_or_insert((process, String::from_utf8_lossy(why).into_owned()));
+                }
+            }
+        }
+    }
+
+    /// What another process has said went wrong.
+    pub(super) fn alarm(&self) -> Option<Error> {
+        let alarm = locked(&self.alarm);
+        alarm.as_ref().map(|(process, why)| Error::Elsewhere { process: *process, why: why.clone() })
+    }
+
+    /// Whether a process that has kept this one waiting since `since` is to be given up: within the timeout, the time that
+    /// it takes to hear of it included. `limit` is how long one that is
+    /// alive may take.
+    fn is_lost(&self, process: usize, since: Instant, limit: Duration) -> bool {
+        locked(&self.heard[process]).max(since).elapsed() > self.timeout * 4 / 5 || since.elapsed() > limit
+    }
+
+    /// Takes one message from each of these processes, and sees that what was posted is under way. `limit` is as for
+    /// [`Links::is_lost`], on top of what an alive process may take.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub(super) fn collect(
+        &self,
+        tag: u32,
+        inboxes: &mut [(usize, Vec<u8>)],
+        limit: Duration,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), Trouble> {
+        let since = Instant::now();
+        let mut waiting: Vec<usize> = (0..inboxes.len()).collect();
+        for round in 0u32.. {
+            let mut failed = None;
+            waiting.retain(|&i| {
+                let (process, into) = &mut inboxes[i];
+                self.transport.take(*process, tag, into).map_or_else(
+                    |e| {
+                        failed = Some(e);
+                        true
+                    },
+                    |taken| !taken,
+                )
+            });
+            if let Some(why) = failed {
+                return Err(Trouble::Transport(why));
+            }
+            if waiting.is_empty() && self.transport.is_settled(tag).map_err(Trouble::Transport)? {
+                return Ok(());
+            }
+            if stop() {
+                return Err(Trouble::Stopped);
+            }
+            if let Some(error) = self.alarm() {
+                return Err(Trouble::Alarm(error));
+            }
+            let lost: Vec<usize> = waiting.iter().map(|&i| inboxes[i].0).collect();
+            let lost: Vec<usize> =
+                lost.into_iter().filter(|&p| self.is_lost(p, since, self.timeout * PATIENCE + limit)).collect();
+            if !lost.is_empty() {
+                return Err(Trouble::Lost(lost, since.elapsed()));
+            }
+            // The others are a moment away, or longer.
+            if round < 200 { std::thread::yield_now() } else { std::thread::sleep(Duration::from_micros(50)) }
+        }
+        unreachable!("rounds have no end")
+    }
+
+    /// What every process says, this one included, in order.
+    ///
+    /// # Errors
+    /// If one does not come within `limit`, or the transport fails.
+    fn gather(&self, bytes: &[u8], limit: Duration) -> Result<Vec<Vec<u8>>> {
+        let own = self.transport.process();
+        let failed = |why: String| Error::Team(format!("the transport between processes failed: {why}"));
+        for process in self.others() {
+            self.transport.post(process, AGREE, bytes).map_err(failed)?;
+        }
+        let mut inboxes: Vec<(usize, Vec<u8>)> = self.others().map(|p| (p, vec![])).collect();
+        let since = Instant::now();
+        for (process, into) in &mut inboxes {
+            while !self.transport.take(*process, AGREE, into).map_err(failed)? {
+                if let Some(error) = self.alarm() {
+                    return Err(error);
+                }
+                if since.elapsed() > limit {
+                    return Err(Error::Team(format!(
+                        "process {process} of {} has not come within {:.0} s; all processes load the same programs in \
+                         the same order",
+                        self.transport.processes(),
+                        limit.as_secs_f64()
+                    )));
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        while !self.transport.is_settled(AGREE).map_err(failed)? {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let mut all: Vec<Vec<u8>> = inboxes.into_iter().map(|(_, b)| b).collect();
+        all.insert(own, bytes.to_vec());
+        Ok(all)
+    }
+
+    /// Sees that all processes say the same; `what` they say it of.
+    ///
+    /// # Errors
+    /// If they don't, or one does not come.
+    pub(super) fn agree(&self, what: &str, bytes: &[u8]) -> Result<()> {
+        let all = self.gather(bytes, self.timeout * PATIENCE)?;
+        match all.iter().position(|b| b != bytes) {
+            None => Ok(()),
+            Some(process) => Err(Error::Team(format!(
+                "process {process} and process {} differ in {what}: start all with the same configuration",
+                self.transport.process()
+            ))),
+        }
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Why messages did not come.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// These processes are lost; how long they were waited for.
+    Lost(Vec<usize>, Duration),
+    /// Another process says so.
+    Alarm(Error),
+    /// The transport's words.
+    Transport(String),
+    /// Somebody here has failed.
+    Stopped,
+}
