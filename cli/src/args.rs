@@ -204,6 +204,16 @@ pub struct SampleArgs {
     /// Times that each stretch of ten steps is walked with --mask (RePaint); 1 walks once.
     #[arg(long, value_name = "N", requires = "mask", default_value_t = 1)]
     pub repaint: usize,
+    /// Makes samples agree with what is measured of --init, its pixels that --mask keeps or its boxes: replacement
+    /// (the default), dps, pinv, tds, steer (see --list).
+    #[arg(long, value_name = "NAME", requires = "init")]
+    pub method: Option<String>,
+    /// Measures the means of boxes of so many pixels' side of --init.
+    #[arg(long, value_name = "SIDE", requires = "init", conflicts_with = "mask")]
+    pub downsample: Option<usize>,
+    /// Particles of a sample, of --method tds and steer; 8 without it.
+    #[arg(long, value_name = "N", requires = "method")]
+    pub particles: Option<usize>,
     /// Drafts windows of so many steps and verifies each by one evaluation (samplers ddpm and ddim with eta).
     #[arg(long, value_name = "STEPS", conflicts_with_all = ["guide", "init"])]
     pub speculate: Option<usize>,

@@ -65,6 +65,22 @@ fn samples_are_guided_and_begin_with_pictures() {
     let filled = sample("filled.npy", &["--init", "picture.png", "--mask", "picture.png", "--repaint", "2"]);
     assert!(near != filled);
 
+    let measured = ["--class", "3", "--cfg", "1", "--sampler", "ddpm", "--steps", "5", "--init", "picture.png"];
+    let mut seen = vec![];
+    for method in ["replacement", "dps", "pinv", "tds", "steer"] {
+        let out = format!("{method}.npy");
+        seen.push(sample(&out, &[&measured[..], &["--mask", "picture.png", "--method", method]].concat()));
+        if method != "replacement" {
+            let boxes = [&measured[..], &["--downsample", "8", "--method", method]].concat();
+            seen.push(sample(&out.replace('.', "-boxes."), &boxes));
+        }
+    }
+    let three = [&measured[..], &["--downsample", "8", "--method", "tds", "--particles", "3"]].concat();
+    seen.push(sample("three.npy", &three));
+    for (i, a) in seen.iter().enumerate() {
+        assert!(seen[..i].iter().all(|b| a != b), "no two methods give the same");
+    }
+
     let ddpm = ["--class", "3", "--sampler", "ddpm", "--steps", "12", "--cfg", "2"];
     let stepped = sample("stepped.npy", &ddpm);
     let alone = sample("alone.npy", &[&ddpm[..], &["--speculate", "1"]].concat());
@@ -84,9 +100,61 @@ fn samples_are_guided_and_begin_with_pictures() {
     assert!(refused(&["--speculate", "4", "--sampler", "heun"]).contains("ddpm"));
     assert!(refused(&["--mask", "picture.png"]).contains("--init"));
     assert!(refused(&["--init", "picture.png", "--strength", "2"]).contains("--strength 2"));
+    let tds = ["--init", "picture.png", "--downsample", "8", "--method", "tds"];
+    assert!(refused(&tds).contains("Gaussian steps"));
+    assert!(refused(&[&tds[..], &["--sampler", "ddpm", "--particles", "0"]].concat()).contains("particles"));
+    assert!(refused(&["--method", "dps"]).contains("--init"));
+    assert!(refused(&["--init", "picture.png", "--method", "dps"]).contains("mask"));
+    assert!(refused(&["--init", "picture.png", "--method", "replacement"]).contains("mask"));
+    assert!(refused(&["--init", "picture.png", "--downsample", "5", "--method", "dps"]).contains("5 by 5"));
+    assert!(refused(&["--init", "picture.png", "--downsample", "8"]).contains("method"));
+    assert!(refused(&["--init", "picture.png", "--downsample", "8", "--method", "magic"]).contains("steer"));
+    assert!(refused(&["--set", "sample.forcing={}", "--sampler", "ddim"]).contains("sample.forcing"));
     assert!(refused(&["--set", "sample.guidance=cgf"]).contains("guidance"));
     let (out, _) = expect(folder, 0, &["sample", "--list"]);
     assert!(out.contains("cfg") && out.contains("autoguidance") && out.contains("--repaint"), "{out}");
+    assert!(["dps", "pinv", "tds", "steer", "forcing"].iter().all(|name| out.contains(name)), "{out}");
+}
+
+/// Sequences: trained with a level for each token, rolled out to any length, and by a network that knows its own.
+#[test]
+fn sequences_are_rolled_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let orbits = config("orbits.toml");
+    let train = |run: &str, more: &[&str]| {
+        let common = ["train", &orbits, "--device", "cpu", "--run", run, "--steps", "3", "--quiet"];
+        let small = ["--set", "model.dim=16", "--set", "data.batch=4", "--set", "train.sample_count=4"];
+        expect(folder, 0, &[&common[..], &small, more].concat());
+    };
+    train("teacher", &[]);
+    train(
+        "own",
+        &[
+            "--set",
+            "process.preset=self_forcing",
+            "--set",
+            "process.objective={kind=\"self_forcing\", steps=2}",
+            "--set",
+            "teacher.path=teacher",
+            "--set",
+            "sample.sampler=consistency",
+        ],
+    );
+    for run in ["teacher", "own"] {
+        let sample = |out: &str, more: &[&str]| {
+            let args = ["sample", run, "--device", "cpu", "--n", "3", "--steps", "3", "--force", "--out", out];
+            expect(folder, 0, &[&args, more].concat());
+            std::fs::read(folder.join(out)).unwrap()
+        };
+        let plain = sample("plain.npy", &[]);
+        let long = sample("long.npy", &["--set", "sample.forcing={length=20}"]);
+        // 3 sequences of 8 and of 20 points behind a header of 128 bytes.
+        assert_eq!((plain.len() - 128, long.len() - 128), (3 * 8 * 2 * 4, 3 * 20 * 2 * 4));
+        assert!(sample("pyramid.npy", &["--set", "sample.forcing={lag=1}"]) != plain);
+        sample("plain.png", &[]);
+        assert!(folder.join(run).join("samples/step-000003.png").is_file());
+    }
 }
 
 #[test]

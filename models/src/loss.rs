@@ -103,6 +103,14 @@ impl<'a> LossOptions<'a> {
             let message = "and omega guide by labels; model.classes is 0";
             return Err(Error::config("process.objective.kappa", message));
         }
+        if objective.token_levels() && self.network.tokens().is_none() {
+            let message = format!("has one noise level for a whole sample; objective {name} wants kind = \"sequence\"");
+            return Err(Error::config("model.kind", message));
+        }
+        if matches!(objective, crate::process::Objective::SelfForcing(_)) && !self.network.causal() {
+            let message = format!("must be true: objective {name} finishes a token before it begins the next");
+            return Err(Error::config("model.causal", message));
+        }
         let bad = |message: String| Err(Error::config("teacher.path", message));
         match (objective.needs_teacher(), self.teacher) {
             (true, None) => return bad(format!("is not set, and objective {name} learns from a teacher")),

@@ -4,7 +4,7 @@ use dnx_ir::interp::{Precision, eval};
 use dnx_ir::threefry::key;
 use dnx_ir::{Array, DType};
 use dnx_models::loss::{LossOptions, LossProgram};
-use dnx_models::network::{DitConfig, MlpConfig};
+use dnx_models::network::{DitConfig, MlpConfig, SequenceConfig};
 use dnx_models::optim::{EmaConfig, OptimConfig};
 use dnx_models::process::{Objective, Preset, Process, ProcessConfig, Teacher};
 use dnx_models::step::{Role, StepOptions, key_array, train_step_with};
@@ -25,6 +25,11 @@ fn dit(process: &Process) -> Network {
     let mut network = Network::Dit(config).resolve(&DataSpec { dims: vec![4, 4, 1], classes: 3 }).unwrap();
     network.suit(process);
     network
+}
+
+fn sequence() -> Network {
+    let config = SequenceConfig { dim: 8, depth: 2, heads: 2, mlp_ratio: 2.0, ..SequenceConfig::default() };
+    Network::Sequence(config).resolve(&DataSpec { dims: vec![3, 2], classes: 3 }).unwrap()
 }
 
 fn process(text: &str) -> Process {
@@ -127,6 +132,11 @@ fn gradients_of_plain_losses_are_derivatives() {
         let (slope, numeric) = slopes(&program, &params, &rest(&program, &network, &params, 5), &|_| true);
         close(slope, numeric, 1e-5, text);
     }
+    let (p, network) = (Preset::DiffusionForcing.process(), sequence());
+    let program = build(&network, &p, None);
+    let params = random(&program.params, 1);
+    let (slope, numeric) = slopes(&program, &params, &rest(&program, &network, &params, 5), &|_| true);
+    close(slope, numeric, 1e-5, "diffusion_forcing");
     let p = process("[alignment]\nweight = 0.5\ndepth = 0\nwidth = 8\nfeatures = 6");
     let network = dit(&p);
     let program = build(&network, &p, None);
@@ -201,8 +211,16 @@ fn gradients_of_consistency_losses_are_derivatives_with_the_target_fixed() {
 fn every_preset_makes_finite_steps_and_changes_what_it_should() {
     for preset in Preset::ALL {
         let p = preset.process();
-        for network in [mlp(&p, 3), dit(&p)] {
-            let like = |p: &Process| if network.sample_dims().unwrap() == [2] { mlp(p, 3) } else { dit(p) };
+        let networks = match p.objective.token_levels() {
+            true => vec![sequence()],
+            false => vec![mlp(&p, 3), dit(&p)],
+        };
+        for network in networks {
+            let like = |p: &Process| match &network {
+                Network::Mlp(_) => mlp(p, 3),
+                Network::Dit(_) => dit(p),
+                Network::Sequence(_) => sequence(),
+            };
             let teacher = p.objective.needs_teacher().then(|| teacher(like));
             let options = StepOptions { batch: BATCH, accumulate: 2, level_bins: 2, scaling: None };
             let (optim, ema) = (OptimConfig { lr: 1e-3, ..OptimConfig::default() }, EmaConfig::default());

@@ -3,7 +3,9 @@
 use super::{open_device, print};
 use crate::args::SampleArgs;
 use dnx::ir::{Array, Type};
-use dnx::models::sample::{Edit, GRIDS, Generator, GuidanceKind, Repaint, Request, SAMPLERS, SampleConfig};
+use dnx::models::sample::{
+    Edit, GRIDS, Generator, GuidanceKind, INVERSES, Inverse, Repaint, Request, SAMPLERS, SampleConfig,
+};
 use dnx::runtime::Device;
 use dnx::train::config::{Config, Resolved, Source, read_source};
 use dnx::train::data::Dataset;
@@ -55,7 +57,15 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let painting = painting(args, &resolved)?;
     let device = open_device(args.device.as_deref())?;
     let window = window(args, format)?;
-    let batch = (args.batch.max(1) as usize).min(seeds.len() * window).next_multiple_of(window);
+    let inverse = resolved.config.sample.inverse.as_ref().filter(|_| painting.is_some());
+    let batch = match inverse.map_or(1, Inverse::particles) {
+        1 => (args.batch.max(1) as usize).min(seeds.len() * window).next_multiple_of(window),
+        particles if format == Format::Gif => {
+            let message = format!("--method: a sample is chosen of {particles} particles at the end; no .gif shows it");
+            return Err(Error::Usage(message));
+        }
+        particles => particles,
+    };
     let mut generator = loaded(&resolved, &device, weights, batch)?;
     if let Some(guide) = &args.guide {
         generator = generator.with_guide(guide_of(args, guide, &device, batch)?)?;
@@ -102,6 +112,15 @@ fn listed() -> String {
     out.push_str(&format!("  {:<14} {}\n", "--strength S", "begin with its last steps (SDEdit)"));
     out.push_str(&format!("  {:<14} {}\n", "--mask FILE", "keep what is black in the mask (replacement)"));
     out.push_str(&format!("  {:<14} {}\n", "--repaint N", "go over what is filled in N times (RePaint)"));
+    out.push_str("sequences (presets diffusion_forcing, self_forcing) [keys of sample.forcing]:\n");
+    let about = "each token begins lag steps after the one before it; one after the other without it";
+    out.push_str(&format!("  {:<14} {about} [lag, history_sigma, length, context]\n", "forcing"));
+    out.push_str(
+        "measurements (--init FILE with --mask FILE or --downsample SIDE; --method NAME) [keys of sample.inverse]:\n",
+    );
+    for (_, name, keys, about) in INVERSES {
+        out.push_str(&format!("  {name:<14} {about} [{}]\n", keys.join(", ")));
+    }
     out
 }
 
@@ -200,7 +219,8 @@ fn painting(args: &SampleArgs, resolved: &Resolved) -> Result<Option<Painting>> 
     let init = decode(file, size, channels)?.into_iter().map(|b| b as f32 / 127.5 - 1.0).collect();
     let keep = args.mask.as_ref().map(|mask| decode(mask, size, 1)).transpose()?;
     let keep = keep.map(|m| m.iter().flat_map(|&b| vec![b < 128; channels]).collect());
-    let strength = args.strength.unwrap_or(if args.mask.is_some() { 1.0 } else { 0.5 });
+    let measured = args.mask.is_some() || resolved.config.sample.inverse.is_some();
+    let strength = args.strength.unwrap_or(if measured { 1.0 } else { 0.5 });
     if !(0.0 < strength && strength <= 1.0) {
         return Err(Error::Usage(format!("--strength {strength}: it is a share of the steps, above 0 and at most 1")));
     }
@@ -241,6 +261,20 @@ fn settings(args: &SampleArgs) -> Result<Vec<String>> {
     sets.extend(args.grid.iter().map(|v| format!("sample.grid={v}")));
     sets.extend(args.steps.iter().map(|v| format!("sample.steps={v}")));
     sets.extend(args.cfg.iter().map(|v| format!("sample.cfg={v:?}")));
+    match args.method.as_deref() {
+        Some("replacement") if args.mask.is_none() => {
+            return Err(Error::Usage("--method replacement keeps what --mask says: give a mask".into()));
+        }
+        Some("replacement") if args.particles.is_some() => {
+            return Err(Error::Usage("--particles: replacement has none; take --method tds or steer".into()));
+        }
+        Some("replacement") => {}
+        method => {
+            sets.extend(method.map(|v| format!("sample.inverse.method={v}")));
+            sets.extend(args.downsample.map(|v| format!("sample.inverse.downsample={v}")));
+            sets.extend(args.particles.map(|v| format!("sample.inverse.particles={v}")));
+        }
+    }
     let guided = args.guide.as_ref().map(|_| GuidanceKind::Autoguidance.name().to_string());
     sets.extend(args.guidance.clone().or(guided).map(|v| format!("sample.guidance={v}")));
     if let Some(text) = &args.guidance_interval {
@@ -284,7 +318,7 @@ pub fn located(resolved: &Resolved, error: Error) -> Error {
 fn drawn(resolved: &Resolved, samples: &[f32]) -> Result<picture::Picture> {
     let dims = resolved.config.model.sample_dims()?;
     let reference = match dims[..] {
-        [2] => reference_points(&Dataset::open(&resolved.config.data, resolved.config.train.seed)?)?,
+        [2] | [_, 2] => reference_points(&Dataset::open(&resolved.config.data, resolved.config.train.seed)?)?,
         _ => vec![],
     };
     picture::draw(samples, &dims, &reference)

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// Width of the sinusoids that a time is first turned into.
 const FREQUENCIES: usize = 256;
 /// Of every layer norm.
-const EPS: f64 = 1e-6;
+pub(super) const EPS: f64 = 1e-6;
 
 /// The published sizes: width, depth, heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,7 +274,7 @@ fn embed_patches<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, p: usize, dim: usize) -> 
 }
 
 /// A time `[B]` as `[B, dim]`: sinusoids through two layers.
-fn embed_time<'g>(s: &Scope<'_, 'g>, time: Tensor<'g>, dim: usize) -> Tensor<'g> {
+pub(super) fn embed_time<'g>(s: &Scope<'_, 'g>, time: Tensor<'g>, dim: usize) -> Tensor<'g> {
     let init = Init::Normal { std: 0.02 };
     let h = s.enter("mlp.0", |s| linear(s, embed::sinusoid(time, FREQUENCIES), dim, init.clone())).silu();
     s.enter("mlp.2", |s| linear(s, h, dim, init))

@@ -2,9 +2,11 @@
 
 mod dit;
 mod mlp;
+mod sequence;
 
 pub use dit::{DitConfig, DitSize};
 pub use mlp::{MlpConfig, OutputScale, TimeFeatures};
+pub use sequence::SequenceConfig;
 
 use crate::params::{ParamSpec, Params, Scope};
 use crate::process::{Process, Variance};
@@ -49,6 +51,8 @@ pub enum Network {
     Mlp(MlpConfig),
     /// Diffusion transformer on pictures or latents.
     Dit(DitConfig),
+    /// Transformer on sequences of vectors, whose tokens have noise levels of their own.
+    Sequence(SequenceConfig),
 }
 
 impl Network {
@@ -60,6 +64,7 @@ impl Network {
         Ok(match self {
             Network::Mlp(c) => Network::Mlp(c.resolve(data)?),
             Network::Dit(c) => Network::Dit(c.resolve(data)?),
+            Network::Sequence(c) => Network::Sequence(c.resolve(data)?),
         })
     }
 
@@ -72,6 +77,7 @@ impl Network {
         match self {
             Network::Mlp(c) => c.sample_dims(),
             Network::Dit(c) => c.sample_dims(),
+            Network::Sequence(c) => c.sample_dims(),
         }
     }
 
@@ -80,13 +86,31 @@ impl Network {
         match self {
             Network::Mlp(c) => c.classes.unwrap_or(0),
             Network::Dit(c) => c.classes.unwrap_or(0),
+            Network::Sequence(c) => c.classes.unwrap_or(0),
+        }
+    }
+
+    /// The number of tokens, of networks whose tokens may each be at a noise level of their own. These take times and
+    /// noise scales `[B, T]`, and as well `[B]` for samples at one level.
+    pub fn tokens(&self) -> Option<usize> {
+        match self {
+            Network::Mlp(_) | Network::Dit(_) => None,
+            Network::Sequence(c) => c.tokens,
+        }
+    }
+
+    /// Whether each token's output depends on itself and those before it alone.
+    pub fn causal(&self) -> bool {
+        match self {
+            Network::Mlp(_) | Network::Dit(_) => false,
+            Network::Sequence(c) => c.causal,
         }
     }
 
     /// When the backward pass recomputes.
     pub fn set_remat(&mut self, remat: Remat) {
         match self {
-            Network::Mlp(_) => {}
+            Network::Mlp(_) | Network::Sequence(_) => {}
             Network::Dit(c) => c.remat = remat,
         }
     }
@@ -96,6 +120,7 @@ impl Network {
         match self {
             Network::Mlp(c) => c.second_time,
             Network::Dit(c) => c.second_time,
+            Network::Sequence(_) => false,
         }
     }
 
@@ -104,6 +129,7 @@ impl Network {
         match self {
             Network::Mlp(c) => c.second_time = second,
             Network::Dit(c) => c.second_time = second,
+            Network::Sequence(_) => {}
         }
     }
 
@@ -119,6 +145,7 @@ impl Network {
         match self {
             Network::Mlp(c) => c.learn_sigma,
             Network::Dit(c) => c.learn_sigma,
+            Network::Sequence(_) => false,
         }
     }
 
@@ -129,6 +156,7 @@ impl Network {
             match self {
                 Network::Mlp(c) => c.learn_sigma = true,
                 Network::Dit(c) => c.learn_sigma = true,
+                Network::Sequence(_) => {}
             }
         }
     }
@@ -151,6 +179,7 @@ impl Network {
         match self {
             Network::Mlp(c) => c.forward(s, call, tap),
             Network::Dit(c) => c.forward(s, call, tap),
+            Network::Sequence(c) => c.forward(s, call, tap),
         }
     }
 
@@ -181,9 +210,9 @@ pub struct Outputs<'g> {
 pub struct Inputs<'g> {
     /// Noisy samples, scaled as the process says: `[B, ..dims]`.
     pub x: Tensor<'g>,
-    /// What the time embedding is fed with: `[B]`.
+    /// What the time embedding is fed with: `[B]`, or `[B, T]` where tokens have levels of their own.
     pub time: Tensor<'g>,
-    /// The noise scale: `[B]`.
+    /// The noise scale, like `time`.
     pub sigma: Tensor<'g>,
     /// Labels `i32[B]`; the class count is the null label.
     pub label: Option<Tensor<'g>>,
@@ -194,15 +223,17 @@ pub struct Inputs<'g> {
 
 impl<'g> Inputs<'g> {
     /// Parameters `x`, `time`, `sigma` and, as the network needs them, `label` and `second` of a graph, for a batch.
+    /// Times and noise scales of a network with levels of its tokens are `[B, T]`.
     ///
     /// # Errors
     /// If the network's shape is not complete.
     pub fn declare(g: &'g Graph, batch: usize, network: &Network) -> Result<Inputs<'g>> {
         let x_dims: Vec<usize> = std::iter::once(batch).chain(network.sample_dims()?).collect();
+        let levels: Vec<usize> = std::iter::once(batch).chain(network.tokens()).collect();
         Ok(Inputs {
             x: g.param("x", Type::f32(x_dims)),
-            time: g.param("time", Type::f32([batch])),
-            sigma: g.param("sigma", Type::f32([batch])),
+            time: g.param("time", Type::f32(levels.clone())),
+            sigma: g.param("sigma", Type::f32(levels)),
             label: (network.classes() > 0).then(|| g.param("label", Type::new(DType::I32, [batch]))),
             second: network.second_time().then(|| g.param("second", Type::f32([batch]))),
         })

@@ -18,7 +18,7 @@ pub use config::{PathKind, ProcessConfig, TimeInput};
 pub use loss::{Draws, Loss};
 pub use objective::{
     Alignment, Carried, Consistency, Distillation, Growth, LevelLaw, MeanFlow, Metric, Model, Objective, Resampling,
-    Scene, Scm, Source, TRAIN_ONLY, Target, Teacher, Variance, consistency_levels,
+    Scene, Scm, SelfForcing, Source, TRAIN_ONLY, Target, Teacher, Variance, consistency_levels,
 };
 pub use path::{Betas, Chain, Level, Path};
 pub use prediction::{Coefficients, Preconditioning, Prediction, epsilon_of, score_of, v_of, velocity_of, x0_of};

@@ -1,6 +1,8 @@
 //! Named processes: each a table of what it sets.
 
-use super::objective::{Consistency, Distillation, Growth, LevelLaw, MeanFlow, Metric, Scm, Source, Target};
+use super::objective::{
+    Consistency, Distillation, Growth, LevelLaw, MeanFlow, Metric, Scm, SelfForcing, Source, Target,
+};
 use super::{Objective, PathKind, Preconditioning, Prediction, Process, ProcessConfig, TimeLaw, Variance, Weighting};
 use serde::{Deserialize, Serialize};
 
@@ -46,11 +48,15 @@ pub enum Preset {
     Ict,
     /// Distribution matching distillation of a teacher into one step (Yin et al., 2024).
     Dmd2,
+    /// EDM's denoiser with a noise level of its own for every token of a sequence (Chen et al., 2024).
+    DiffusionForcing,
+    /// The same network trained on its own roll-outs, whose law is matched to a teacher's (Huang et al., 2025).
+    SelfForcing,
 }
 
 impl Preset {
     /// All of them.
-    pub const ALL: [Preset; 19] = [
+    pub const ALL: [Preset; 21] = [
         Preset::Sit,
         Preset::RectifiedFlow,
         Preset::Sd3,
@@ -70,6 +76,8 @@ impl Preset {
         Preset::Cd,
         Preset::Ict,
         Preset::Dmd2,
+        Preset::DiffusionForcing,
+        Preset::SelfForcing,
     ];
 
     /// The process it names.
@@ -169,6 +177,15 @@ impl Preset {
             }),
             Preset::Ict => consistency(Consistency::default()),
             Preset::Dmd2 => ProcessConfig { objective: Some(Objective::Distillation(Distillation::default())), ..edm },
+            // Finished tokens and those that have not begun are as frequent as those half-way.
+            Preset::DiffusionForcing => ProcessConfig {
+                time_law: Some(TimeLaw::LogUniform { min: 0.002, max: 80.0 }),
+                objective: Some(Objective::DiffusionForcing {}),
+                ..edm
+            },
+            Preset::SelfForcing => {
+                ProcessConfig { objective: Some(Objective::SelfForcing(SelfForcing::default())), ..edm }
+            }
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{
     Adaptive, Bh, Correction, Ddim, Ddpm, Diffusion, Dpm2, DpmSde, DpmSolver, Edm, Euler, EulerAncestral,
-    EulerMaruyama, FinalLevel, Form, Grid, GridKind, Guidance, GuidanceKind, Heun, History, Langevin, LastStep, Lcm,
-    MeanFlow, Multistep, PosteriorVariance, PredictorCorrector, Renoise, Rule, RungeKutta, Sampler, SdeHeun, Spacing,
-    Tableau, Tcd, UniPc,
+    EulerMaruyama, FinalLevel, Forcing, Form, Grid, GridKind, Guidance, GuidanceKind, Heun, History, Inverse, Langevin,
+    LastStep, Lcm, MeanFlow, Multistep, PosteriorVariance, PredictorCorrector, Renoise, Rule, RungeKutta, Sampler,
+    SdeHeun, Spacing, Tableau, Tcd, UniPc,
 };
 use crate::process::{Process, TimeDomain, Variance};
 use crate::{Error, Result};
@@ -196,6 +196,12 @@ pub struct SampleConfig {
     pub cfg_rescale: f64,
     /// Bound of estimated data; 0: none.
     pub clip: f64,
+    /// A schedule of its own for every token of a sequence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forcing: Option<Forcing>,
+    /// How samples are made to agree with a measurement, where one is given; without one it is not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inverse: Option<Inverse>,
     /// Share of the posterior's standard deviation that is fresh noise, 0 to 1.
     pub eta: Option<f64>,
     /// Variance of `ddpm`: `small`, `large`, or `learned`, which it is if the process learned it.
@@ -262,6 +268,8 @@ impl Default for SampleConfig {
             cfg_channels: None,
             cfg_rescale: 0.0,
             clip: 0.0,
+            forcing: None,
+            inverse: None,
             eta: None,
             variance: None,
             alpha: None,
@@ -450,6 +458,20 @@ impl SampleConfig {
             }
         }
         let sampler = self.resolved(process).build(process)?;
+        if let Some(forcing) = &self.forcing {
+            forcing.check()?;
+            if sampler.law().is_none() {
+                let name = self.sampler.info().name;
+                let message = format!(
+                    "wants steps of one estimate each, which {name} has not; take ddim, ddpm, consistency, scm or \
+                     stochastic_flow"
+                );
+                return bad("forcing", message);
+            }
+        }
+        if let Some(inverse) = &self.inverse {
+            inverse.check(self, &*sampler)?;
+        }
         // Whether it has a meaning on this path and grid is the sampler's to say; better before training than after.
         sampler.start(&super::Run { process, grid: &sampler.levels(process, &self.grid(process)?)? })?;
         Ok(sampler)

@@ -16,7 +16,8 @@ pub enum Branch {
     Contrast,
 }
 
-/// One evaluation of the network that a denoiser asks for. Samples of a batch may be at different levels.
+/// One evaluation of the network that a denoiser asks for. Samples of a batch may be at different levels, and so may
+/// the tokens of a sample: there are then as many levels as tokens, sample by sample.
 #[derive(Clone, Copy, Debug)]
 pub struct NetworkCall<'a> {
     /// What the network sees: the state times `c_in`, `[B, ..]`.
@@ -310,7 +311,7 @@ impl<'a> Denoiser<'a> {
         self.look(x, Jump { from: &vec![*level; samples], to: &vec![*target; samples] })
     }
 
-    /// [`Denoiser::estimate`] with a level for each sample.
+    /// [`Denoiser::estimate`] with a level for each sample, or for each token of networks whose tokens have them.
     pub fn estimate_each(&mut self, x: &[f64], levels: &[Level<f64>]) -> Result<Estimate> {
         self.look(x, Jump { from: levels, to: levels })
     }
@@ -360,10 +361,11 @@ impl<'a> Denoiser<'a> {
     /// The estimate by networks and guidance alone, without terms.
     fn plain(&mut self, x: &[f64], jump: Jump<'_>) -> Result<Estimate> {
         let levels = jump.from;
-        let samples = self.dims[0];
-        if levels.len() != samples || x.len() != self.dims.iter().product::<usize>() {
+        let rows = levels.len();
+        let whole = rows > 0 && rows.is_multiple_of(self.dims[0]) && x.len().is_multiple_of(rows);
+        if !whole || x.len() != self.dims.iter().product::<usize>() {
             let (got, want) = (x.len(), &self.dims);
-            return Err(Error::Domain(format!("{got} numbers at {} levels are no states of {want:?}", levels.len())));
+            return Err(Error::Domain(format!("{got} numbers at {rows} levels are no states of {want:?}")));
         }
         if levels.iter().any(|l| l.sigma == 0.0) {
             return Err(Error::Domain("a clean state was given to the denoiser".into()));
@@ -371,7 +373,7 @@ impl<'a> Denoiser<'a> {
         let scales: Vec<f64> = levels.iter().map(|l| self.guidance.at(l)).collect();
         let guided = scales.iter().any(|&s| s != 1.0);
         self.evaluations += 1;
-        let (each, width) = (x.len() / samples, self.width());
+        let (each, width) = (x.len() / rows, self.width());
         let mut estimate = match &mut self.main.source {
             Source::Known(known) if levels.iter().all(|l| *l == levels[0]) => known(x, &levels[0])?,
             Source::Known(_) => {

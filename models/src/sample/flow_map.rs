@@ -2,7 +2,8 @@
 //! clean data at once and are noised again for the next level.
 
 use super::chart::{Point, is_pure_noise, ratio, transfer, transfer_along};
-use super::{Denoiser, Noise, Run, Sampler, Step, Stepper};
+use super::kernel::StepLaw;
+use super::{Denoiser, GaussianStep, Noise, Run, Sampler, Step, Stepper};
 use crate::process::{Level, Process, Time, TimeDomain};
 use crate::{Error, Result};
 
@@ -38,7 +39,19 @@ pub struct Renoise {
     pub floor: f64,
 }
 
+impl Renoise {
+    /// `alpha x0` and noise of the level less the floor's.
+    pub(super) fn coefficients(&self, step: &Step) -> StepLaw {
+        let std = (step.to.sigma.powi(2) - (step.to.alpha * self.floor).powi(2)).max(0.0).sqrt();
+        StepLaw { state: 0.0, data: step.to.alpha, noise: 0.0, std }
+    }
+}
+
 impl Sampler for Renoise {
+    fn law(&self) -> Option<&dyn GaussianStep> {
+        Some(self)
+    }
+
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         Ok(Box::new(*self))
     }

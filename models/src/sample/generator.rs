@@ -1,8 +1,9 @@
 //! The network of a sampler, compiled once for a device.
 
 use super::{
-    Branch, Denoiser, Flow, Grid, GuidanceKind, Known, Model, NetworkCall, Noise, Repaint, SampleConfig, SampleNoise,
-    Sampler, SamplerKind, Speculated, inpaint, log_likelihood, noised, sample, sample_from, speculate,
+    Branch, Denoiser, Flow, Forcing, Grid, GuidanceKind, Inverse, Known, Model, NetworkCall, Noise, Repaint,
+    SampleConfig, SampleNoise, Sampler, SamplerKind, Speculated, forced, inpaint, log_likelihood, noised, sample,
+    sample_from, speculate,
 };
 use crate::network::{Inputs, Network};
 use crate::params::{ParamSpec, Params};
@@ -228,6 +229,11 @@ impl Generator {
                 "mean_flow jumps with a network of two times; this one takes one (process.preset = \"meanflow\")";
             return Err(Error::config("sample.sampler", message));
         }
+        let forcing = self.forcing(config, &process)?;
+        if edit.is_some() && forcing.is_some() {
+            let message = "gives tokens levels of their own, which no picture to begin with or keep has";
+            return Err(Error::config("sample.forcing", message));
+        }
         let (labels, contrast) = self.labels(config, request)?;
         let mut guide = self.guide.take();
         let guide_process = guide.as_ref().map(|g| g.process.clone());
@@ -238,13 +244,41 @@ impl Generator {
             let dims = &self.dims[1..];
             return Err(Error::Domain(format!("what is edited, or its mask, is no sample of dims {dims:?}")));
         }
-        let mut out: Vec<f32> = Vec::with_capacity(seeds.len() * elems);
+        // Of a sequence that is made in windows the samples are longer than the states.
+        let mut dims = self.dims.clone();
+        if let (Some(forcing), Some(tokens)) = (&forcing, dims.get_mut(1)) {
+            *tokens = forcing.tokens(*tokens);
+        }
+        dims[0] = seeds.len();
+        let each: usize = dims[1..].iter().product();
+        let mut out: Vec<f32> = Vec::with_capacity(seeds.len() * each);
+        let inverse = config.inverse.as_ref().filter(|_| edit.is_some());
+        let measurement = match (inverse, edit) {
+            (Some(inverse), Some(edit)) => {
+                if edit.strength != 1.0 || edit.repaint.times > 1 {
+                    let message = "begins at noise and walks once: leave strength and RePaint out";
+                    return Err(Error::config("sample.inverse.method", message));
+                }
+                let init: Vec<f64> = edit.init.iter().map(|&v| v as f64).collect();
+                Some((inverse, inverse.measurement(&init, &self.dims[1..], edit.keep)?))
+            }
+            _ => None,
+        };
+        // The particles of a sample are a batch.
+        let particles = inverse.map_or(1, Inverse::particles);
+        if particles > 1 && particles != self.batch {
+            let own = self.batch;
+            return Err(Error::Domain(format!("a batch of {own} is not the {particles} particles of one sample")));
+        }
+        let at_once = self.batch / particles;
         let mut batches = || -> Result<()> {
-            for first in (0..seeds.len()).step_by(self.batch) {
-                let count = self.batch.min(seeds.len() - first);
+            for first in (0..seeds.len()).step_by(at_once) {
+                let count = at_once.min(seeds.len() - first);
                 // A short last batch repeats its last sample; what is repeated is dropped.
-                let at = |i: usize| first + i.min(count - 1);
-                let batch_seeds: Vec<u64> = (0..self.batch).map(|i| seeds[at(i)]).collect();
+                let at = |i: usize| first + (i / particles).min(count - 1);
+                // Particles have seeds of their own, the first one that of the sample.
+                let batch_seeds: Vec<u64> =
+                    (0..self.batch).map(|i| seeds[at(i)].wrapping_add(((i % particles) as u64) << 48)).collect();
                 let batch_labels: Vec<i32> = (0..self.batch).map(|i| labels[at(i)]).collect();
                 let dims = self.dims.clone();
                 let mut noise = SampleNoise::new(&batch_seeds, elems);
@@ -261,19 +295,23 @@ impl Generator {
                 let observe = &mut |step: usize, level: &Level<f64>, x: &[f64]| {
                     observe(first, step, level, &x[..count * elems]);
                 };
-                let x = match edit {
-                    None => sample(&*sampler, &mut denoiser, &grid, noise, observe)?,
-                    Some(edit) => edited(&edit, dims[0], &*sampler, &mut denoiser, &grid, noise, observe)?,
+                let x = match (edit, &measurement, &forcing, sampler.law()) {
+                    (_, Some((inverse, y)), ..) => {
+                        inverse.run(y, &*sampler, denoiser, &grid, noise, seeds[first], observe)?
+                    }
+                    (Some(edit), ..) => edited(&edit, dims[0], &*sampler, &mut denoiser, &grid, noise, observe)?,
+                    (None, None, Some(forcing), Some(law)) => {
+                        forced(law, &mut denoiser, &grid, noise, forcing, observe)?
+                    }
+                    (None, None, ..) => sample(&*sampler, &mut denoiser, &grid, noise, observe)?,
                 };
-                out.extend(x[..count * elems].iter().map(|&v| v as f32));
+                out.extend(x[..count * each].iter().map(|&v| v as f32));
             }
             Ok(())
         };
         let done = batches();
         self.guide = guide;
         done?;
-        let mut dims = self.dims.clone();
-        dims[0] = seeds.len();
         Ok(Array::f32(dims, &out))
     }
 
@@ -294,6 +332,9 @@ impl Generator {
         }
         if request.edit.is_some() || (config.guidance == GuidanceKind::Autoguidance && config.cfg != 1.0) {
             return Err(Error::Domain("speculation is without pictures to begin with and without a guide".into()));
+        }
+        if config.forcing.is_some() {
+            return Err(Error::config("sample.forcing", "is not drafted: leave it or the speculation out"));
         }
         let process = self.process.clone();
         let (sampler, grid) = (config.sampler(&process)?, config.grid(&process)?);
@@ -354,6 +395,22 @@ impl Generator {
             out.extend(&log_likelihood(&mut denoiser, &batch, &batch_seeds, flow)?[..count]);
         }
         Ok(out)
+    }
+
+    /// The forcing that is asked for, of a network that can.
+    fn forcing(&self, config: &SampleConfig, process: &Process) -> Result<Option<Forcing>> {
+        let Some(forcing) = config.forcing else { return Ok(None) };
+        let bad = |message: &str| Err(Error::config("sample.forcing", message));
+        if self.network.tokens().is_none() {
+            return bad("gives tokens noise levels of their own; the network has one for a whole sample");
+        }
+        if !process.objective.token_levels() {
+            return bad(
+                "gives tokens noise levels of their own; this network was trained with one for a whole sample \
+                        (process.preset = \"diffusion_forcing\" has them)",
+            );
+        }
+        Ok(Some(forcing))
     }
 
     /// A label for each seed, and that of the contrast.
@@ -476,16 +533,26 @@ pub struct Conditioned<'a> {
 
 impl Conditioned<'_> {
     /// The inputs of a call under these branches.
-    fn inputs(&self, call: &NetworkCall<'_>) -> Vec<Array> {
+    fn inputs(&self, call: &NetworkCall<'_>) -> Result<Vec<Array>> {
         let batch = self.generator.batch;
-        let each = |v: &[f64]| Array::f32([batch], &v.iter().map(|&v| v as f32).collect::<Vec<_>>());
+        let dims: Vec<usize> = std::iter::once(batch).chain(self.generator.network.tokens()).collect();
+        // One level of a sample is that of all its tokens.
+        let (wanted, given) = (dims.iter().product::<usize>(), call.levels.len());
+        if given != batch && given != wanted {
+            return Err(Error::Domain(format!("{given} noise levels, where the network takes {wanted}")));
+        }
+        let copies = wanted / given;
+        let each = |v: &[f64]| {
+            let all: Vec<f32> = v.iter().flat_map(|&v| std::iter::repeat_n(v as f32, copies)).collect();
+            Array::f32(dims.clone(), &all)
+        };
         let sigmas: Vec<f64> = call.levels.iter().map(|l| l.sigma).collect();
         let mut inputs = vec![call.x.clone(), each(call.times), each(&sigmas)];
         let mut labels = call.branches.iter().filter_map(|&b| self.label(b));
         inputs.extend(labels.next());
         inputs.extend(self.generator.network.second_time().then(|| each(call.seconds)));
         inputs.extend(labels);
-        inputs
+        Ok(inputs)
     }
 
     /// The labels of a branch, if the network is conditional.
@@ -501,7 +568,7 @@ impl Conditioned<'_> {
         let [_] = call.branches else {
             return Err(Error::Domain(format!("a derivative is of one branch, not of {}", call.branches.len())));
         };
-        Ok(self.inputs(call))
+        self.inputs(call)
     }
 }
 
@@ -516,7 +583,7 @@ impl Model for Conditioned<'_> {
             [Branch::Conditional, Branch::Contrast] => Form::Guided,
             other => return Err(Error::Domain(format!("a network is not evaluated under {other:?}"))),
         };
-        let mut results = self.generator.execute(form, &self.inputs(call))?.into_iter();
+        let mut results = self.generator.execute(form, &self.inputs(call)?)?.into_iter();
         let output = results.next().ok_or_else(|| Error::Device("the network gave nothing".into()))?;
         Ok((output, results.next()))
     }

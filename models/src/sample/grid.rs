@@ -204,9 +204,12 @@ impl Grid {
             ) => levels = by_ratio(process, spacing, steps)?,
         };
         let end = process.level(Time::new(domain, low)?)?;
-        levels.push(if spacing.end == FinalLevel::Min { end } else { process.path.clean() });
-        // Two times may fall on one step of a chain, and the last of them on the end.
+        let end = if spacing.end == FinalLevel::Min { end } else { process.path.clean() };
+        // Two times may fall on one step of a chain, and the last of them on the end, if but for rounding.
+        let same = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs());
         levels.dedup_by(|a, b| a.time == b.time && a.sigma == b.sigma);
+        levels.pop_if(|last| same(last.time, end.time) && same(last.sigma, end.sigma));
+        levels.push(end);
         if levels.len() < 2 {
             return bad("final_level", "leaves no step: the grid's only level is its end".into());
         }

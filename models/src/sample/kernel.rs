@@ -1,7 +1,7 @@
 //! Samplers whose steps are Gaussian: what particle methods and speculation need to know about a step beyond how to
 //! make it.
 
-use super::{Ddim, Ddpm, Step};
+use super::{Ddim, Ddpm, Renoise, Step};
 
 /// A step's law: normal around `state x + data x0 + noise n`, with standard deviation `std` in every element, where
 /// `x0` and `n` are the estimate at the state `x`.
@@ -37,6 +37,12 @@ impl GaussianStep for Ddpm {
 }
 
 impl GaussianStep for Ddim {
+    fn law(&self, step: &Step) -> StepLaw {
+        self.coefficients(step)
+    }
+}
+
+impl GaussianStep for Renoise {
     fn law(&self, step: &Step) -> StepLaw {
         self.coefficients(step)
     }

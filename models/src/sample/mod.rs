@@ -19,10 +19,12 @@ mod corrector;
 mod denoise;
 mod exponential;
 mod flow_map;
+mod forcing;
 mod generator;
 mod grid;
 mod guidance;
 mod inpaint;
+mod inverse;
 mod karras;
 mod kernel;
 mod langevin;
@@ -45,10 +47,12 @@ pub use corrector::PredictorCorrector;
 pub use denoise::{Branch, Denoiser, Estimate, Model, NetworkCall};
 pub use exponential::{Correction, DpmSde, DpmSolver, Form, History};
 pub use flow_map::{Lcm, MeanFlow, Renoise, Tcd, invert};
+pub use forcing::{Forcing, forced};
 pub use generator::{Conditioned, Edit, ForwardProgram, Generator, Request, forward_program, jvp_program, vjp_program};
 pub use grid::{FinalLevel, Grid, GridKind, Spacing, dynamic_shift};
 pub use guidance::{Guidance, GuidanceKind};
 pub use inpaint::{Dps, Known, Repaint, inpaint, noised};
+pub use inverse::{INVERSES, Inverse, InverseMethod};
 pub use karras::{Dpm2, Edm, EulerAncestral};
 pub use kernel::{GaussianStep, StepLaw};
 pub use langevin::Langevin;
@@ -102,7 +106,12 @@ pub trait Sampler {
         Ok(grid.clone())
     }
 
-    /// The law of its steps, if they are Gaussian and draw something: what speculation needs.
+    /// The law of its steps, if each is made of one estimate alone: what forcing needs.
+    fn law(&self) -> Option<&dyn GaussianStep> {
+        None
+    }
+
+    /// The same if they draw something: what speculation and twisted particles need.
     fn gaussian(&self) -> Option<&dyn GaussianStep> {
         None
     }
@@ -112,6 +121,24 @@ pub trait Sampler {
     /// # Errors
     /// If the solver has no meaning on this path or grid, and why.
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>>;
+}
+
+impl Sampler for &dyn Sampler {
+    fn levels(&self, process: &Process, grid: &Grid) -> Result<Grid> {
+        (**self).levels(process, grid)
+    }
+
+    fn law(&self) -> Option<&dyn GaussianStep> {
+        (**self).law()
+    }
+
+    fn gaussian(&self) -> Option<&dyn GaussianStep> {
+        (**self).gaussian()
+    }
+
+    fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
+        (**self).start(run)
+    }
 }
 
 /// A run of a sampler. Its steps are taken in the grid's order, each once.

@@ -71,6 +71,10 @@ impl Ddim {
 }
 
 impl Sampler for Ddpm {
+    fn law(&self) -> Option<&dyn GaussianStep> {
+        self.gaussian()
+    }
+
     fn gaussian(&self) -> Option<&dyn GaussianStep> {
         (self.variance != PosteriorVariance::Learned).then_some(self as &dyn GaussianStep)
     }
@@ -104,6 +108,10 @@ impl Stepper for Ddpm {
 }
 
 impl Sampler for Ddim {
+    fn law(&self) -> Option<&dyn GaussianStep> {
+        Some(self)
+    }
+
     fn gaussian(&self) -> Option<&dyn GaussianStep> {
         (self.eta > 0.0).then_some(self as &dyn GaussianStep)
     }

@@ -101,6 +101,13 @@ pub enum Operator {
     Mask(Vec<bool>),
     /// Rows of weights over the elements.
     Matrix(Vec<Vec<f64>>),
+    /// Means of boxes of `factor` by `factor` pixels of pictures `dims`, `[H, W, C]`.
+    Boxes {
+        /// Dims of a picture, whose sides `factor` divides.
+        dims: [usize; 3],
+        /// Side of a box.
+        factor: usize,
+    },
 }
 
 impl Operator {
@@ -109,6 +116,11 @@ impl Operator {
         match self {
             Operator::Mask(mask) => x.iter().zip(mask).filter(|(_, m)| **m).map(|(x, _)| *x).collect(),
             Operator::Matrix(rows) => rows.iter().map(|r| dot(r, x)).collect(),
+            Operator::Boxes { dims, factor } => {
+                let mut means = vec![0.0; self.elems() / (factor * factor)];
+                (0..x.len()).for_each(|i| means[box_of(i, *dims, *factor)] += x[i] / (factor * factor) as f64);
+                means
+            }
         }
     }
 
@@ -120,17 +132,33 @@ impl Operator {
                 mask.iter().map(|m| if *m { y.next().copied().unwrap_or(0.0) } else { 0.0 }).collect()
             }
             Operator::Matrix(rows) => (0..elems).map(|i| rows.iter().zip(y).map(|(row, y)| row[i] * y).sum()).collect(),
+            Operator::Boxes { dims, factor } => {
+                (0..elems).map(|i| y[box_of(i, *dims, *factor)] / (factor * factor) as f64).collect()
+            }
         }
     }
 
     /// `A A^T`.
-    fn gram(&self) -> Vec<Vec<f64>> {
+    fn gram(&self) -> Gram {
         match self {
-            Operator::Mask(mask) => {
-                let n = mask.iter().filter(|m| **m).count();
-                (0..n).map(|i| (0..n).map(|j| (i == j) as u8 as f64).collect()).collect()
+            Operator::Mask(_) => Gram::Diagonal(1.0),
+            Operator::Boxes { factor, .. } => Gram::Diagonal(1.0 / (factor * factor) as f64),
+            Operator::Matrix(rows) => {
+                Gram::Full(rows.iter().map(|a| rows.iter().map(|b| dot(a, b)).collect()).collect())
             }
-            Operator::Matrix(rows) => rows.iter().map(|a| rows.iter().map(|b| dot(a, b)).collect()).collect(),
+        }
+    }
+
+    /// Refuses boxes that do not fill the picture.
+    fn check(&self) -> Result<()> {
+        match *self {
+            Operator::Boxes { dims: [height, width, _], factor }
+                if factor == 0 || !height.is_multiple_of(factor) || !width.is_multiple_of(factor) =>
+            {
+                let message = format!("boxes of {factor} by {factor} do not fill a picture of {height} by {width}");
+                Err(Error::Domain(message))
+            }
+            Operator::Boxes { .. } | Operator::Mask(_) | Operator::Matrix(_) => Ok(()),
         }
     }
 
@@ -139,8 +167,21 @@ impl Operator {
         match self {
             Operator::Mask(mask) => mask.len(),
             Operator::Matrix(rows) => rows.first().map_or(0, Vec::len),
+            Operator::Boxes { dims, .. } => dims.iter().product(),
         }
     }
+}
+
+/// `A A^T`: a number times the identity, or a matrix.
+enum Gram {
+    Diagonal(f64),
+    Full(Vec<Vec<f64>>),
+}
+
+/// The number of the box in which element `i` of a picture lies: boxes are in the order of a smaller picture's elements.
+fn box_of(i: usize, [_, width, channels]: [usize; 3], factor: usize) -> usize {
+    let (y, x, c) = (i / channels / width, i / channels % width, i % channels);
+    (y / factor * (width / factor) + x / factor) * channels + c
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -156,11 +197,26 @@ pub struct Measurement {
 }
 
 impl Measurement {
+    /// What `operator` measures of a sample, taken to have errors of this standard deviation.
+    ///
+    /// # Errors
+    /// As [`Measurement::new`].
+    pub fn of(operator: Operator, sample: &[f64], std: f64) -> Result<Measurement> {
+        operator.check()?;
+        if operator.elems() != sample.len() {
+            let (wanted, given) = (operator.elems(), sample.len());
+            return Err(Error::Domain(format!("the operator measures samples of {wanted} numbers, not of {given}")));
+        }
+        let y = operator.apply(sample);
+        Measurement::new(operator, y, std)
+    }
+
     /// What `operator` measured, with errors of this standard deviation.
     ///
     /// # Errors
     /// If the operator does not give as many numbers, or the deviation is not positive.
     pub fn new(operator: Operator, y: Vec<f64>, std: f64) -> Result<Measurement> {
+        operator.check()?;
         let rows = operator.apply(&vec![0.0; operator.elems()]).len();
         if rows != y.len() || rows == 0 {
             return Err(Error::Domain(format!("the operator measures {rows} numbers, {} were given", y.len())));
@@ -187,13 +243,15 @@ impl Measurement {
         let (data, sigma) = (process.sigma_data.powi(2), level.sigma.powi(2));
         let open = if sigma > 0.0 { data * sigma / (level.alpha.powi(2) * data + sigma) } else { 0.0 };
         let r = self.residual(x0);
-        if let Operator::Mask(_) = self.operator {
-            let variance = open + self.std.powi(2);
-            let solved = r.iter().map(|r| r / variance).collect();
-            let log = r.len() as f64 * variance.ln();
-            return (r, solved, log);
-        }
-        let mut covariance = self.operator.gram();
+        let mut covariance = match self.operator.gram() {
+            Gram::Diagonal(gram) => {
+                let variance = open * gram + self.std.powi(2);
+                let solved = r.iter().map(|r| r / variance).collect();
+                let log = r.len() as f64 * variance.ln();
+                return (r, solved, log);
+            }
+            Gram::Full(gram) => gram,
+        };
         for (i, row) in covariance.iter_mut().enumerate() {
             row.iter_mut().for_each(|c| *c *= open);
             row[i] += self.std.powi(2);
@@ -279,6 +337,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Means of boxes are the matrix with those rows.
+    #[test]
+    fn boxes_are_a_matrix() {
+        let (dims, factor) = ([4, 6, 2], 2);
+        let boxes = Operator::Boxes { dims, factor };
+        let row = |k: usize| (0..48).map(|i| if box_of(i, dims, factor) == k { 0.25 } else { 0.0 }).collect();
+        let matrix = Operator::Matrix((0..12).map(row).collect());
+        let x: Vec<f64> = (0..48).map(|i| (i as f64 * 0.7).sin()).collect();
+        // The second box of the first row holds columns 2 and 3 of rows 0 and 1; this is its second channel.
+        assert!((boxes.apply(&x)[3] - (x[5] + x[7] + x[17] + x[19]) / 4.0).abs() < 1e-12);
+        let y: Vec<f64> = (0..12).map(|i| (i as f64).cos()).collect();
+        let p = Preset::Sit.process();
+        let level = p.level(Time::unit(0.4).unwrap()).unwrap();
+        let [a, b] = [boxes, matrix].map(|o| Measurement::new(o, y.clone(), 0.3).unwrap());
+        assert!((a.log(&p, &level, &x) - b.log(&p, &level, &x)).abs() < 1e-9);
+        for (a, b) in a.gradient(&p, &level, &x).iter().zip(b.gradient(&p, &level, &x)) {
+            assert!((a - b).abs() < 1e-9, "{a} {b}");
+        }
+        let e = Measurement::new(Operator::Boxes { dims, factor: 3 }, y, 0.3).unwrap_err().to_string();
+        assert!(e.contains("3 by 3"), "{e}");
     }
 
     /// On a standard normal the density of a measurement integrates to one, whatever the level.

@@ -17,6 +17,8 @@ pub enum DataKind {
     EightGaussians,
     /// Built in: the dark squares of a checkerboard.
     Checkerboard,
+    /// Built in: sequences of points that go round a circle, left or right.
+    Orbits,
     /// Built in: 32 by 32 RGB pictures of ten figures.
     Shapes,
     /// MNIST's idx files (Fashion-MNIST and others alike).
@@ -37,6 +39,7 @@ impl DataKind {
             DataKind::SwissRoll => "swiss_roll",
             DataKind::EightGaussians => "eight_gaussians",
             DataKind::Checkerboard => "checkerboard",
+            DataKind::Orbits => "orbits",
             DataKind::Shapes => "shapes",
             DataKind::Mnist => "mnist",
             DataKind::Cifar10 => "cifar10",
@@ -116,6 +119,9 @@ pub struct DataConfig {
     /// Mirror half of the pictures, at random.
     #[serde(default)]
     pub hflip: bool,
+    /// Points of a sequence (orbits); 8 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<usize>,
     /// Samples in a built-in set.
     #[serde(default = "defaults::count")]
     pub count: usize,
@@ -156,6 +162,7 @@ impl Default for DataConfig {
             dims: None,
             classes: None,
             hflip: false,
+            length: None,
             count: defaults::count(),
             noise: None,
             seed: None,

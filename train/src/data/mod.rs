@@ -1,14 +1,15 @@
 //! Data: where samples come from and in which order.
 //!
-//! A [`Dataset`] is a numbered set of samples, each an `f32` array (a point `[2]`, or a picture `[H, W, C]` in
-//! [-1, 1]) with a class. A batch is a function of (seed, step) alone ([`order`]); [`Prefetch`] makes batches
-//! ahead of time. What can be read: the built-in [`points`] and [`shapes`], MNIST's [`idx`] files, [`cifar`]'s
+//! A [`Dataset`] is a numbered set of samples, each an `f32` array (a point `[2]`, a sequence of points `[T, 2]`,
+//! or a picture `[H, W, C]` in [-1, 1]) with a class. A batch is a function of (seed, step) alone ([`order`]); [`Prefetch`] makes batches
+//! ahead of time. What can be read: the built-in [`points`], [`orbits`] and [`shapes`], MNIST's [`idx`] files, [`cifar`]'s
 //! binary files, and [`folder`]s of pictures.
 
 pub mod cifar;
 mod config;
 pub mod folder;
 pub mod idx;
+pub mod orbits;
 pub mod order;
 pub mod points;
 mod prefetch;
@@ -41,6 +42,7 @@ pub struct Dataset {
 #[derive(Debug)]
 enum Store {
     Points { points: Vec<[f32; 2]>, labels: Vec<u32> },
+    Orbits { count: usize, seed: u64, noise: Option<f64> },
     Shapes { count: usize, seed: u64 },
     Pixels(Pixels),
     Folder(ImageFolder),
@@ -97,6 +99,14 @@ impl Dataset {
             DataKind::SwissRoll => point_set(PointSet::SwissRoll),
             DataKind::EightGaussians => point_set(PointSet::EightGaussians),
             DataKind::Checkerboard => point_set(PointSet::Checkerboard),
+            DataKind::Orbits => {
+                let length = config.length.unwrap_or(orbits::LENGTH);
+                if length < 2 {
+                    return Err(Error::Config(format!("[data] length = {length}: an orbit has at least two points")));
+                }
+                let store = Store::Orbits { count: config.count, seed: set_seed, noise: config.noise };
+                (store, vec![length, 2], orbits::CLASSES.map(String::from).to_vec())
+            }
             DataKind::Shapes => {
                 let size = config.size.unwrap_or(shapes::SIZE);
                 if size != shapes::SIZE {
@@ -138,6 +148,9 @@ impl Dataset {
         if len == 0 {
             return Err(Error::Data(format!("the {} data hold no samples", config.kind.name())));
         }
+        if config.length.is_some() && config.kind != DataKind::Orbits {
+            return Err(Error::Config(format!("[data] length: is read only by orbits, not by {}", config.kind.name())));
+        }
         if config.hflip && dims.len() != 3 {
             return Err(Error::Config(format!("[data] hflip: {} are points, not pictures", config.kind.name())));
         }
@@ -150,7 +163,7 @@ impl Dataset {
         self.store.len()
     }
 
-    /// Dims of a sample: `[2]` or `[H, W, C]`.
+    /// Dims of a sample: `[2]`, `[T, 2]` or `[H, W, C]`.
     pub fn dims(&self) -> &[usize] {
         &self.dims
     }
@@ -176,6 +189,10 @@ impl Dataset {
             Store::Points { points, labels } => {
                 out.copy_from_slice(&points[index]);
                 Ok(labels[index])
+            }
+            Store::Orbits { seed, noise, .. } => {
+                orbits::draw(*seed, index, *noise, out);
+                Ok(orbits::label(index))
             }
             Store::Shapes { seed, .. } => {
                 shapes::draw(*seed, index, out);
@@ -218,7 +235,7 @@ impl Store {
     fn len(&self) -> usize {
         match self {
             Store::Points { points, .. } => points.len(),
-            Store::Shapes { count, .. } => *count,
+            Store::Orbits { count, .. } | Store::Shapes { count, .. } => *count,
             Store::Pixels(pixels) => pixels.labels.len(),
             Store::Folder(folder) => folder.files.len(),
             Store::Noise { count, .. } => *count,

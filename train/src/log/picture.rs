@@ -25,11 +25,11 @@ const PLOT: usize = 560;
 const FRAME_DELAY: u16 = 8;
 const LAST_DELAY: u16 = 200;
 
-/// Draws samples `[N, ..dims]`: points become a scatter plot (over `reference` points in grey, if there are any),
-/// images in [-1, 1] a grid.
+/// Draws samples `[N, ..dims]`: points and sequences of them become a scatter plot (over `reference` points in grey, if
+/// there are any), images in [-1, 1] a grid.
 pub fn draw(samples: &[f32], dims: &[usize], reference: &[[f32; 2]]) -> Result<Picture> {
     match dims {
-        [2] => {
+        [2] | [_, 2] => {
             let points: Vec<[f32; 2]> = samples.chunks_exact(2).map(|p| [p[0], p[1]]).collect();
             Ok(scatter(&points, reference))
         }

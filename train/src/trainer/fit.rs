@@ -194,14 +194,18 @@ struct Sampling {
     labels: Option<Vec<i32>>,
 }
 
-/// Up to 2000 points of a set of points; nothing for sets of pictures.
+/// Up to 2000 points of a set of points, or of sequences of them; nothing for sets of pictures.
 pub fn reference_points(data: &Dataset) -> Result<Vec<[f32; 2]>> {
-    if data.dims() != [2] {
-        return Ok(vec![]);
-    }
-    let mut points = vec![[0f32; 2]; data.len().min(2000)];
-    for (i, point) in points.iter_mut().enumerate() {
-        data.get(i, point)?;
+    let each = match data.dims() {
+        [2] => 1,
+        &[tokens, 2] => tokens,
+        _ => return Ok(vec![]),
+    };
+    let mut sample = vec![0f32; 2 * each];
+    let mut points = vec![];
+    for i in 0..data.len().min(2000 / each) {
+        data.get(i, &mut sample)?;
+        points.extend(sample.chunks_exact(2).map(|p| [p[0], p[1]]));
     }
     Ok(points)
 }

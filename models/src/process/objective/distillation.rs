@@ -65,6 +65,15 @@ impl Distillation {
 
 impl<'g> Scene<'_, 'g> {
     pub(super) fn distillation(&self, d: &Distillation) -> Loss<'g> {
+        let (model, process) = (self.model, self.model.process);
+        let label = self.label.filter(|_| model.network.classes() > 0);
+        let values = self.draws.times.values.full_like(process.time_range[1]);
+        let top = process.path.levels(Times { domain: TimeDomain::Sigma, values });
+        self.matching(d, model.x0(self.wide(top.sigma) * self.draws.noise, &top, label))
+    }
+
+    /// The loss that moves generated samples `x` toward the teacher's distribution.
+    pub(super) fn matching(&self, d: &Distillation, x: Tensor<'g>) -> Loss<'g> {
         let (model, teacher) = (self.model, self.teacher());
         let process = model.process;
         let batch = self.x0.dim(0);
@@ -72,9 +81,6 @@ impl<'g> Scene<'_, 'g> {
         let at = |values: Tensor<'g>| process.path.levels(Times { domain: TimeDomain::Sigma, values });
         let noised = |x: Tensor<'g>, sigma: Tensor<'g>, stream: u32| x + self.wide(sigma) * self.normal(stream);
 
-        // The generator's samples.
-        let top = at(self.draws.times.values.full_like(process.time_range[1]));
-        let x = model.x0(self.wide(top.sigma) * self.draws.noise, &top, label);
         let still = x.stop_gradient();
 
         // The fake network learns them. It is called first, which declares its parameters.

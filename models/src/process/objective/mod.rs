@@ -8,6 +8,7 @@
 mod alignment;
 mod consistency;
 mod distillation;
+mod forcing;
 mod mean_flow;
 mod regression;
 mod scm;
@@ -16,6 +17,7 @@ mod sliced;
 pub use alignment::Alignment;
 pub use consistency::{Consistency, Growth, LevelLaw, Metric, Target, consistency_levels};
 pub use distillation::Distillation;
+pub use forcing::SelfForcing;
 pub use mean_flow::MeanFlow;
 pub use regression::{Resampling, Variance};
 pub use scm::Scm;
@@ -47,6 +49,10 @@ pub enum Objective {
     Scm(Scm),
     /// Distribution matching distillation.
     Distillation(Distillation),
+    /// Squared error with a noise level of its own for every token.
+    DiffusionForcing {},
+    /// Distribution matching of the network's own roll-outs.
+    SelfForcing(SelfForcing),
 }
 
 /// Where the direction of a trajectory comes from.
@@ -124,6 +130,8 @@ impl Objective {
             Objective::Consistency(_) => "consistency",
             Objective::Scm(_) => "scm",
             Objective::Distillation(_) => "distillation",
+            Objective::DiffusionForcing {} => "diffusion_forcing",
+            Objective::SelfForcing(_) => "self_forcing",
         }
     }
 
@@ -132,10 +140,17 @@ impl Objective {
         matches!(self, Objective::MeanFlow(_))
     }
 
+    /// Whether tokens have noise levels of their own.
+    pub fn token_levels(&self) -> bool {
+        matches!(self, Objective::DiffusionForcing {} | Objective::SelfForcing(_))
+    }
+
     /// Whether a teacher is needed.
     pub fn needs_teacher(&self) -> bool {
         match self {
             Objective::Regression | Objective::SlicedScore {} | Objective::MeanFlow(_) => false,
+            Objective::DiffusionForcing {} => false,
+            Objective::SelfForcing(_) => true,
             Objective::Consistency(c) => c.source == Source::Teacher,
             Objective::Scm(c) => c.source == Source::Teacher,
             Objective::Distillation(_) => true,
@@ -154,7 +169,9 @@ impl Objective {
     pub fn update_every(&self, name: &str) -> u32 {
         let own = name.split('.').next() == Some(TRAIN_ONLY);
         match self {
-            Objective::Distillation(d) if !own => d.fake_updates,
+            Objective::Distillation(d) | Objective::SelfForcing(SelfForcing { matching: d, .. }) if !own => {
+                d.fake_updates
+            }
             _ => 1,
         }
     }
@@ -164,6 +181,7 @@ impl Objective {
         match self {
             Objective::Consistency(c) => c.total = c.total.or(Some(steps)),
             Objective::Scm(_) | Objective::MeanFlow(_) | Objective::Distillation(_) => {}
+            Objective::DiffusionForcing {} | Objective::SelfForcing(_) => {}
             Objective::Regression | Objective::SlicedScore {} => {}
         }
     }
@@ -210,6 +228,13 @@ impl Objective {
                 d.check()?;
                 if process.path != Path::Ve {
                     return bad("path", format!("distillation starts from sigma on path ve, not {path}"));
+                }
+            }
+            Objective::DiffusionForcing {} => {}
+            Objective::SelfForcing(f) => {
+                f.check()?;
+                if process.path != Path::Ve {
+                    return bad("path", format!("self_forcing starts from sigma on path ve, not {path}"));
                 }
             }
         }
@@ -350,6 +375,8 @@ impl<'a, 'g> Scene<'a, 'g> {
             Objective::Consistency(c) => (self.consistency(c), vec![]),
             Objective::Scm(c) => (self.scm(c), vec![]),
             Objective::Distillation(d) => (self.distillation(d), vec![]),
+            Objective::DiffusionForcing {} => (self.diffusion_forcing(), vec![]),
+            Objective::SelfForcing(f) => (self.self_forcing(f), vec![]),
         }
     }
 
@@ -412,3 +439,6 @@ const FAKE_TIME: u32 = streams::OBJECTIVE + 2;
 const FAKE_NOISE: u32 = streams::OBJECTIVE + 3;
 const HEAD_TIME: u32 = streams::OBJECTIVE + 4;
 const HEAD_NOISE: u32 = streams::OBJECTIVE + 5;
+const STOPS: u32 = streams::OBJECTIVE + 8;
+/// And those after it, one for each step of a token.
+const FORCED_NOISE: u32 = streams::OBJECTIVE + 16;
