@@ -20,7 +20,8 @@
 //! first keys are all hidden too has finite weights that sum to one; a kernel may leave out keys after it.)
 
 use crate::{
-    AttrValue, Builder, CmpOp, DType, DotDims, Func, Graph, Mesh, Op, Result, Scalar, Tensor, Type, ValueId, bail,
+    AttrValue, Builder, CmpOp, DType, DotDims, Func, Graph, Mesh, Op, Result, Scalar, Sharding, Tensor, Type, ValueId,
+    bail,
 };
 use std::sync::Arc;
 
@@ -292,11 +293,30 @@ struct Definition<'a, 'g> {
 }
 
 impl<'g> Definition<'_, 'g> {
-    /// An operand in `f32`.
-    fn at(&self, name: &str) -> Tensor<'g> {
+    fn operand(&self, name: &str) -> Tensor<'g> {
         let names = self.spec.form.names();
-        let i = names.iter().position(|n| *n == name).expect("an operand of the form");
-        self.x[i].convert(DType::F32)
+        self.x[names.iter().position(|n| *n == name).expect("an operand of the form")]
+    }
+
+    /// An operand in `f32`. Every query sees all keys: where they are split over devices, they are gathered.
+    fn at(&self, name: &str) -> Tensor<'g> {
+        let x = self.operand(name);
+        let sharding = x.ty().sharding;
+        let x = match name {
+            "k" | "v" | "dk" | "dv" if !sharding.dim(1).is_empty() => {
+                let mut dims = sharding.dims;
+                dims[1].clear();
+                x.reshard(Sharding::new(dims, vec![]))
+            }
+            _ => x,
+        };
+        x.convert(DType::F32)
+    }
+
+    /// A cotangent laid out as its operand: what queries on several devices add to one key is summed.
+    fn laid(&self, t: Tensor<'g>, name: &str) -> Tensor<'g> {
+        let sharding = self.operand(name).ty().sharding;
+        if t.ty().sharding == sharding { t } else { t.reshard(sharding) }
     }
 
     fn has(&self, name: &str) -> bool {
@@ -366,7 +386,7 @@ impl<'g> Definition<'_, 'g> {
                 let q = self.weighted(ds, 3, self.at("k")) * scale;
                 let k = self.weighted(ds, 2, self.at("q")) * scale;
                 let v = self.weighted(p, 2, self.at("do"));
-                [q, k, v].map(|t| t.convert(dtype)).to_vec()
+                vec![q, self.laid(k, "k"), self.laid(v, "v")].into_iter().map(|t| t.convert(dtype)).collect()
             }
         }
     }

@@ -13,6 +13,7 @@
 //! * [`text`]: printing and parsing; [`verify`]: the invariants every function keeps.
 //! * [`interp`]: the reference interpreter, which *defines* what the ops mean.
 //! * [`attention`]: attention and its derivatives, composites that a lowering may claim.
+//! * [`parts`]: what each device of a mesh holds of an array.
 //! * [`threefry`], [`random`]: random numbers, on the host and as graphs.
 
 pub mod attention;
@@ -24,6 +25,7 @@ pub mod infer;
 pub mod interp;
 pub mod literal;
 pub mod op;
+pub mod parts;
 pub mod random;
 pub mod sharding;
 pub mod tensor;

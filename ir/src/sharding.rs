@@ -264,6 +264,27 @@ pub fn place(op: &Op, operands: &[&Type], result: &Type, mesh: &Mesh) -> Result<
     Ok(Placement { operands: operands.collect::<Result<_>>()?, result: sharding })
 }
 
+/// [`place`] where the result is to be split as the type of `result` says, or further than the operands make it:
+/// operands that are replicated over these axes give their own parts. `None` where the op cannot run so.
+pub fn place_as(op: &Op, operands: &[&Type], result: &Type, mesh: &Mesh) -> Option<Placement> {
+    let rule = rule(op, operands, result)?;
+    let mut with_result = rule.clone();
+    with_result.operands.push(rule.result.clone());
+    let types: Vec<&Type> = operands.iter().copied().chain([result]).collect();
+    let axes = split_factors(&with_result, &types, mesh).ok()?;
+    let unreduced = unreduced(&rule, operands, &axes).ok()?;
+    let dims = |factors: &[Vec<usize>]| -> Option<Vec<Vec<AxisName>>> {
+        factors.iter().enumerate().map(|(d, f)| join(&rule, f, d, &axes, mesh).ok()).collect()
+    };
+    let sharding = Sharding::new(dims(&rule.result)?, unreduced);
+    if sharding != result.sharding {
+        return None;
+    }
+    let operands = rule.operands.iter().zip(operands);
+    let operands = operands.map(|(f, t)| Some(Sharding::new(dims(f)?, t.sharding.unreduced.clone())));
+    Some(Placement { operands: operands.collect::<Option<_>>()?, result: sharding })
+}
+
 /// Per factor the axes that split it.
 fn split_factors(rule: &Rule, operands: &[&Type], mesh: &Mesh) -> Result<Vec<Vec<AxisName>>> {
     // By factor: the axes, and the operand and dim they come from.

@@ -45,12 +45,13 @@ pub fn prepare_with(func: &Func, options: &Options, verify: bool, dump: &mut Dum
         check(Stage::Model, func)?;
     }
     let f = after(Stage::Inline, inline::inline(func, options)?)?;
+    // What follows sees the program of one device, without shardings.
+    let f = partition::partition(&f)?;
     let f = after(Stage::Canonical, canonical::canonical(&f)?)?;
     let f = after(Stage::Precision, precision::precision(&mixed::mixed(&f, options.precision)?, target)?)?;
     let f = after(Stage::Decompose, decompose::decompose(&f, target)?)?;
     // What the passes since then added (conversions, expanded powers, constants for indices) is canonical too.
-    let f = canonical::canonical(&partition::partition(&f)?)?;
-    after(Stage::Partition, f)
+    after(Stage::Partition, canonical::canonical(&f)?)
 }
 
 fn check(stage: Stage, f: &Func) -> Result<()> {
