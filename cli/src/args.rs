@@ -105,6 +105,10 @@ pub struct CompileArgs {
     /// Axes of devices, as data=2,fsdp=2.
     #[arg(long, value_name = "AXES")]
     pub mesh: Option<String>,
+    /// Estimates memory, exchange and time of a step on a mesh of machines like this, as link=100Gbit,gpu=60T:3.3T: a link
+    /// in bit or B a second, and a device's operations and bytes a second, or gpu=here to measure the device.
+    #[arg(long, value_name = "MACHINE")]
+    pub plan: Option<String>,
     /// Device to compile for; without it, a GPU with common limits.
     #[arg(long, value_name = "D")]
     pub device: Option<String>,

@@ -63,7 +63,7 @@ impl Init {
 /// Initial values of all parameters, in their order.
 pub fn init(specs: &[ParamSpec], seed: u64) -> Vec<Array> {
     let stream = fold_in(key(seed), streams::INIT);
-    specs.iter().map(|s| s.init.draw(&s.dims, name_key(stream, &s.name))).collect()
+    specs.iter().map(|s| s.init.draw(&s.dims, name_key(stream, &s.name)).reshaped(s.ty().dims)).collect()
 }
 
 /// The key of a name under a key: both words of the name's FNV-1a hash folded in.
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     fn spec(name: &str, dims: &[usize], init: Init) -> ParamSpec {
-        ParamSpec { name: name.into(), dims: dims.to_vec(), init, trainable: true }
+        ParamSpec { name: name.into(), dims: dims.to_vec(), init, trainable: true, stacked: 1 }
     }
 
     #[test]

@@ -1,17 +1,32 @@
 //! Layers: functions of a scope and tensors. Activations are `[.., width]`; every layer acts on the last dim.
 
+use crate::layout::settled;
 use crate::{Init, Scope};
-use dnx_ir::Tensor;
+use dnx_ir::{DotDims, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// `y = x W^T + b`: weight `[out, in]`, bias `[out]` starting at zero.
+/// `y = x W^T + b`: weight `[out, in]`, bias `[out]` starting at zero. Where inputs are split over devices, so is the
+/// sum, which is taken before the bias is added.
 pub fn linear<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, out: usize, weight: Init) -> Tensor<'g> {
     linear_no_bias(s, x, out, weight) + s.param("bias", &[out], Init::Zeros)
 }
 
 /// `y = x W^T`: weight `[out, in]`.
 pub fn linear_no_bias<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, out: usize, weight: Init) -> Tensor<'g> {
-    x.matmul_t(s.param("weight", &[out, x.dim(-1)], weight))
+    settled(x.matmul_t(s.param("weight", &[out, x.dim(-1)], weight)))
+}
+
+/// `parts` layers of `x` `[B, T, in]` with `out` outputs each, in one: weight `[parts out, in]`, bias `[parts out]`.
+pub fn linear_stack<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, parts: usize, out: usize) -> Vec<Tensor<'g>> {
+    let (width, all) = (x.dim(-1), parts * out);
+    let weight = s.stack("weight", &[all, width], Init::xavier_uniform(width, all), parts);
+    let bias = s.stack("bias", &[all], Init::Zeros, parts);
+    if weight.rank() == 2 {
+        return (x.matmul_t(weight) + bias).split(2, parts);
+    }
+    let dims = DotDims { lhs_contract: vec![2], rhs_contract: vec![2], ..DotDims::default() };
+    let y = x.dot(weight, dims) + bias;
+    y.split(2, parts).into_iter().map(|y| y.reshape(&[x.dim(0), x.dim(1), out])).collect()
 }
 
 /// [`linear`] with a Xavier-uniform weight.

@@ -20,6 +20,7 @@ pub mod error;
 pub mod gmm;
 pub mod init;
 pub mod layers;
+pub mod layout;
 pub mod loss;
 pub mod network;
 pub mod optim;
@@ -33,5 +34,6 @@ pub mod streams;
 
 pub use error::{Error, Result};
 pub use init::Init;
+pub use layout::Layout;
 pub use network::{DataSpec, Network};
 pub use params::{ParamSpec, Params, Scope};

@@ -4,7 +4,7 @@ use crate::network::Network;
 use crate::params::{ParamSpec, Params};
 use crate::process::{Carried, Model, Process, Scene, TRAIN_ONLY, Teacher};
 use crate::step::Port;
-use crate::{Error, Init, Result};
+use crate::{Error, Init, Layout, Result};
 use dnx_ir::{DType, Func, Graph, Tensor, Type};
 
 /// First segment of the names of a teacher's parameters.
@@ -43,11 +43,14 @@ pub struct LossOptions<'a> {
     pub accumulate: usize,
     /// Bins of the loss by noise level; 0: not computed.
     pub level_bins: usize,
+    /// Where tensors lie.
+    pub layout: &'a Layout,
 }
 
 /// The loss of a batch, as a function, of objectives without a teacher.
 pub fn loss_program(network: &Network, process: &Process, batch: usize, level_bins: usize) -> Result<LossProgram> {
-    LossOptions { network, process, teacher: None, batch, accumulate: 1, level_bins }.build()
+    let layout = &Layout::single();
+    LossOptions { network, process, teacher: None, batch, accumulate: 1, level_bins, layout }.build()
 }
 
 /// What a batch consists of.
@@ -67,10 +70,11 @@ impl<'a> LossOptions<'a> {
     /// Names the key of a network, process and teacher that do not go together, or the op that could not be built.
     pub fn build(self) -> Result<LossProgram> {
         self.check()?;
-        let (mut params, mut frozen): (Vec<_>, Vec<_>) = self.network.specs()?.into_iter().partition(|s| s.trainable);
+        let (mut params, mut frozen): (Vec<_>, Vec<_>) =
+            self.network.specs_over(self.layout)?.into_iter().partition(|s| s.trainable);
         let targets = if self.process.objective.target().is_some() { params.clone() } else { vec![] };
         if let Some(teacher) = self.teacher {
-            for (spec, weight) in teacher.network.specs()?.into_iter().zip(&teacher.weights) {
+            for (spec, weight) in teacher.network.specs_over(self.layout)?.into_iter().zip(&teacher.weights) {
                 let (name, init) = (format!("{TEACHER}.{}", spec.name), Init::Table(weight.clone()));
                 frozen.push(ParamSpec { name, init, trainable: false, ..spec });
             }
@@ -143,12 +147,12 @@ impl<'a> LossOptions<'a> {
         targets: &[ParamSpec],
         carried: &[Carried],
     ) -> Result<(Func, Vec<ParamSpec>)> {
-        let g = Graph::new("loss");
+        let g = Graph::on_mesh("loss", self.layout.mesh().clone());
         let all: Vec<ParamSpec> = params.iter().chain(frozen).cloned().collect();
-        let declared = Params::declare(&g, &all);
+        let declared = Params::laid(&g, self.layout).with(&all);
         for spec in targets {
             let name = format!("{TARGET}.{}", spec.name);
-            let tensor = g.param(&name, spec.ty());
+            let tensor = g.param(&name, self.layout.stored(spec));
             declared.push(ParamSpec { name, ..spec.clone() }, tensor);
         }
         if !targets.is_empty() {
@@ -162,8 +166,10 @@ impl<'a> LossOptions<'a> {
         let carry: Vec<Tensor> = carried.iter().map(|c| g.param(&c.name, c.start.ty().clone())).collect();
         let seed = g.param("seed", Type::new(DType::U32, [2]));
         let counter = g.param("counter", Type::scalar(DType::U32));
-        let inputs: Vec<Tensor> =
-            batch_ports(self.network, self.batch)?.iter().map(|p| g.param(&p.name, p.ty.clone())).collect();
+        let inputs: Vec<Tensor> = batch_ports(self.network, self.batch)?
+            .into_iter()
+            .map(|p| g.param(&p.name, self.layout.samples(p.ty, 0)))
+            .collect();
         let known = declared.specs().len();
 
         let process = self.process;

@@ -7,7 +7,7 @@
 //!
 //! Repeated blocks are built once as a function of their own and called per block: see [`Scope::call`].
 
-use crate::{Error, Init, Result};
+use crate::{Error, Init, Layout, Result};
 use dnx_ir::{Array, Func, Graph, Tensor, Type};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -24,12 +24,18 @@ pub struct ParamSpec {
     pub init: Init,
     /// Whether training changes it. Fixed tables that checkpoints store (`pos_embed`) are not trainable.
     pub trainable: bool,
+    /// How many matrices are stacked along dim 0. Where it is more than 1 the tensor of a graph has a dim of its own for
+    /// them, so that each can be split; files have the stack.
+    pub stacked: usize,
 }
 
 impl ParamSpec {
-    /// The type of the tensor.
+    /// The type of the tensor in a graph.
     pub fn ty(&self) -> Type {
-        Type::f32(self.dims.clone())
+        match (self.stacked, &self.dims[..]) {
+            (0 | 1, dims) => Type::f32(dims),
+            (n, dims) => Type::f32([&[n, dims[0] / n], &dims[1..]].concat()),
+        }
     }
 
     /// The number of elements.
@@ -57,7 +63,7 @@ pub fn by_name(specs: &[ParamSpec], mut lookup: impl FnMut(&str) -> Option<Array
             if array.dims() != s.dims {
                 return Err(wrong(format!("has dims {:?}, the network wants {:?}", array.dims(), s.dims)));
             }
-            Ok(array)
+            Ok(array.reshaped(s.ty().dims))
         })
         .collect()
 }
@@ -65,6 +71,9 @@ pub fn by_name(specs: &[ParamSpec], mut lookup: impl FnMut(&str) -> Option<Array
 /// The parameters of a graph under construction.
 pub struct Params<'g> {
     graph: &'g Graph,
+    layout: Layout,
+    /// Where the names of these parameters go on in the network, which is what the layout's rules know.
+    place: String,
     entries: RefCell<Vec<(ParamSpec, Tensor<'g>)>>,
     index: RefCell<HashMap<String, usize>>,
 }
@@ -72,7 +81,13 @@ pub struct Params<'g> {
 impl<'g> Params<'g> {
     /// No parameters yet; they become parameters of the graph in the order in which they are first asked for.
     pub fn new(graph: &'g Graph) -> Params<'g> {
-        Params { graph, entries: RefCell::default(), index: RefCell::default() }
+        Params::laid(graph, &Layout::single())
+    }
+
+    /// No parameters yet, of a graph over the mesh of this layout.
+    pub fn laid(graph: &'g Graph, layout: &Layout) -> Params<'g> {
+        let layout = layout.clone();
+        Params { graph, layout, place: String::new(), entries: RefCell::default(), index: RefCell::default() }
     }
 
     /// These parameters, already declared in the graph.
@@ -87,8 +102,15 @@ impl<'g> Params<'g> {
 
     /// Declares all of `specs` as the graph's next parameters.
     pub fn declare(graph: &'g Graph, specs: &[ParamSpec]) -> Params<'g> {
-        let tensors: Vec<_> = specs.iter().map(|s| graph.param(&s.name, s.ty())).collect();
-        Params::of(graph, specs, &tensors)
+        Params::new(graph).with(specs)
+    }
+
+    /// The same with all of `specs` declared as the graph's next parameters.
+    pub fn with(self, specs: &[ParamSpec]) -> Params<'g> {
+        for spec in specs {
+            self.push(spec.clone(), self.graph.param(&spec.name, self.stored(spec)));
+        }
+        self
     }
 
     /// The path of the whole network.
@@ -118,6 +140,24 @@ impl<'g> Params<'g> {
         entries.push((spec, tensor));
     }
 
+    /// The type of a parameter as it is stored.
+    fn stored(&self, spec: &ParamSpec) -> Type {
+        self.layout.stored(&self.placed(spec))
+    }
+
+    /// The parameter under its full name.
+    fn placed(&self, spec: &ParamSpec) -> ParamSpec {
+        ParamSpec { name: joined(&self.place, &spec.name), ..spec.clone() }
+    }
+
+    /// The parameter as it is computed with: gathered over the axes that only store it in parts.
+    fn used(&self, spec: ParamSpec) -> Tensor<'g> {
+        let used = self.layout.used(&self.placed(&spec));
+        let tensor = self.get(spec);
+        if tensor.ty().sharding == used { tensor } else { tensor.reshard(used) }
+    }
+
+    /// The parameter as it is stored.
     fn get(&self, spec: ParamSpec) -> Tensor<'g> {
         let known = self.index.borrow().get(&spec.name).copied();
         if let Some(at) = known {
@@ -128,7 +168,7 @@ impl<'g> Params<'g> {
             }
             return *tensor;
         }
-        let tensor = self.graph.param(&spec.name, spec.ty());
+        let tensor = self.graph.param(&spec.name, self.stored(&spec));
         self.push(spec, tensor);
         tensor
     }
@@ -143,7 +183,10 @@ pub struct Scope<'a, 'g> {
 }
 
 fn joined(path: &str, segment: &str) -> String {
-    if path.is_empty() { segment.to_string() } else { format!("{path}.{segment}") }
+    match (path, segment) {
+        ("", alone) | (alone, "") => alone.to_string(),
+        _ => format!("{path}.{segment}"),
+    }
 }
 
 /// A block built once and called many times: a function of its inputs, then its parameters.
@@ -153,15 +196,19 @@ pub struct Block {
 }
 
 impl Block {
-    /// Builds a block: `body` gets its graph's scope and inputs of these types.
+    /// Builds a block that is to be called from `scope`, under paths like `place`: `body` gets its graph's scope and inputs of
+    /// these types. Wherever it is called its parameters lie as they do at `place`.
     pub fn build(
+        scope: &Scope<'_, '_>,
+        place: &str,
         name: &str,
         inputs: &[(&str, Type)],
         body: impl for<'b> FnOnce(&Scope<'_, 'b>, &[Tensor<'b>]) -> Vec<Tensor<'b>>,
     ) -> Result<Block> {
-        let graph = Graph::new(name);
+        let graph = Graph::on_mesh(name, scope.layout().mesh().clone());
         let inputs: Vec<_> = inputs.iter().map(|(n, ty)| graph.param(n, ty.clone())).collect();
-        let params = Params::new(&graph);
+        let place = joined(&scope.params.place, &joined(&scope.path, place));
+        let params = Params { place, ..Params::laid(&graph, scope.layout()) };
         let results = body(&params.root(), &inputs);
         let func = Arc::new(graph.finish(&results)?);
         Ok(Block { func, specs: params.specs() })
@@ -174,6 +221,11 @@ impl<'g> Scope<'_, 'g> {
         self.params.graph
     }
 
+    /// Where tensors lie.
+    pub fn layout(&self) -> &Layout {
+        &self.params.layout
+    }
+
     /// The full name of `name` here.
     pub fn name(&self, name: &str) -> String {
         joined(&self.path, name)
@@ -181,13 +233,21 @@ impl<'g> Scope<'_, 'g> {
 
     /// A trainable parameter.
     pub fn param(&self, name: &str, dims: &[usize], init: Init) -> Tensor<'g> {
-        self.params.get(ParamSpec { name: self.name(name), dims: dims.to_vec(), init, trainable: true })
+        self.stack(name, dims, init, 1)
+    }
+
+    /// A trainable parameter that is a stack of so many matrices along dim 0: over several devices along `tensor` its tensor
+    /// is `[stacked, dims[0] / stacked, ..]`, so that each matrix is split.
+    pub fn stack(&self, name: &str, dims: &[usize], init: Init, stacked: usize) -> Tensor<'g> {
+        let stacked = if self.layout().tensor() > 1 { stacked } else { 1 };
+        self.params.used(ParamSpec { name: self.name(name), dims: dims.to_vec(), init, trainable: true, stacked })
     }
 
     /// A parameter that checkpoints store and training leaves alone.
     pub fn frozen(&self, name: &str, value: Array) -> Tensor<'g> {
         let dims = value.dims().to_vec();
-        self.params.get(ParamSpec { name: self.name(name), dims, init: Init::Table(value), trainable: false })
+        let init = Init::Table(value);
+        self.params.used(ParamSpec { name: self.name(name), dims, init, trainable: false, stacked: 1 })
     }
 
     /// Runs `body` one segment down, in the parameters' path and in the graph's model path.
@@ -210,7 +270,10 @@ impl<'g> Scope<'_, 'g> {
     ) -> Result<(Vec<Tensor<'g>>, Vec<Tensor<'g>>)> {
         let func = Arc::new(dnx_autodiff::jvp(&block.func, wrt)?);
         let mut args = self.arguments(block, inputs);
-        args.extend(tangents);
+        for (&t, &i) in tangents.iter().zip(wrt) {
+            let sharding = inputs[i].ty().sharding;
+            args.push(if t.ty().sharding == sharding { t } else { t.reshard(sharding) });
+        }
         let mut primals = self.graph().call(&func, &args);
         let moved = primals.split_off(block.func.results.len().min(primals.len()));
         Ok((primals, moved))
@@ -218,7 +281,8 @@ impl<'g> Scope<'_, 'g> {
 
     /// All parameters known so far, as constants of the derivative.
     pub fn stopped(&self) -> Params<'g> {
-        let stopped = Params::new(self.graph());
+        let place = self.params.place.clone();
+        let stopped = Params { place, ..Params::laid(self.graph(), self.layout()) };
         for (spec, tensor) in self.params.entries.borrow().iter() {
             stopped.push(spec.clone(), tensor.stop_gradient());
         }
@@ -272,12 +336,13 @@ mod tests {
     #[test]
     fn blocks_share_their_function_and_not_their_parameters() {
         let ty = Type::f32([4]);
-        let block =
-            Block::build("scale", &[("x", ty.clone())], |s, x| vec![x[0] * s.param("w", &[4], Init::Ones)]).unwrap();
         let g = Graph::new("f");
-        let x = g.param("x", ty);
+        let x = g.param("x", ty.clone());
         let params = Params::new(&g);
         let root = params.root();
+        let block =
+            Block::build(&root, "blocks.0", "scale", &[("x", ty)], |s, x| vec![x[0] * s.param("w", &[4], Init::Ones)])
+                .unwrap();
         let y = (0..3).fold(x, |x, i| root.enter(&format!("blocks.{i}"), |s| s.call(&block, &[x], i == 1)[0]));
         let names: Vec<_> = params.specs().into_iter().map(|s| s.name).collect();
         assert_eq!(names, ["blocks.0.w", "blocks.1.w", "blocks.2.w"]);
@@ -303,7 +368,7 @@ mod tests {
 
     #[test]
     fn weights_are_checked_by_name_and_dims() {
-        let spec = ParamSpec { name: "w".into(), dims: vec![2, 3], init: Init::Zeros, trainable: true };
+        let spec = ParamSpec { name: "w".into(), dims: vec![2, 3], init: Init::Zeros, trainable: true, stacked: 1 };
         let missing = by_name(std::slice::from_ref(&spec), |_| None).unwrap_err().to_string();
         assert_eq!(missing, "tensor w: is missing");
         let other = by_name(&[spec], |_| Some(Array::zeros(Type::f32([3, 2])))).unwrap_err().to_string();

@@ -15,7 +15,7 @@ use crate::optim::{EmaConfig, OptimConfig, global_norm};
 use crate::params::ParamSpec;
 use crate::process::{Carried, Process, TRAIN_ONLY, Teacher};
 use crate::scaling::ScaleState;
-use crate::{Error, Result, init};
+use crate::{Error, Layout, Result, init};
 use dnx_ir::threefry::{Key, key};
 use dnx_ir::{Array, DType, Func, Graph, Tensor, Type};
 use std::ops::Range;
@@ -73,7 +73,7 @@ pub struct Port {
 }
 
 /// How a step is built, beside network, process, optimizer and average.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepOptions {
     /// Samples per step.
     pub batch: usize,
@@ -83,6 +83,8 @@ pub struct StepOptions {
     pub level_bins: usize,
     /// Whether and how the loss is scaled.
     pub scaling: Option<LossScaling>,
+    /// Where tensors lie.
+    pub layout: Layout,
 }
 
 /// A training step.
@@ -152,7 +154,7 @@ impl TrainProgram {
         let value = |s: &StateSpec| match s.role {
             Role::Param | Role::Ema | Role::Target => of(&s.name),
             Role::Carry => self.carried.iter().find(|c| c.name == s.name).expect("a state of the loss").start.clone(),
-            Role::Moment(_) => Array::zeros(s.ty.clone()),
+            Role::Moment(_) => Array::zeros(Type::new(s.ty.dtype, s.ty.dims.clone())),
             Role::LossScale => Array::f32([], &[self.scaling.unwrap_or_default().initial as f32]),
             Role::GoodSteps | Role::Skipped | Role::Step => word(0),
             Role::BadStep => word(NO_BAD_STEP),
@@ -202,13 +204,18 @@ pub fn train_step_with(
 ) -> Result<TrainProgram> {
     optim.check()?;
     ema.check()?;
-    let &StepOptions { batch, accumulate, level_bins, scaling } = options;
+    let &StepOptions { batch, accumulate, level_bins, scaling, ref layout } = options;
     if batch == 0 || accumulate == 0 || batch % accumulate != 0 {
         let message = format!("is {accumulate}, which does not divide a batch of {batch}");
         return Err(Error::config("train.accumulate", message));
     }
     let micro = batch / accumulate;
-    let built = LossOptions { network, process, teacher, batch: micro, accumulate, level_bins }.build()?;
+    if !micro.is_multiple_of(layout.batch_parts()) {
+        let parts = layout.batch_parts();
+        let message = format!("gives {micro} samples at a time, which {parts} devices can't share evenly");
+        return Err(Error::config("data.batch", message));
+    }
+    let built = LossOptions { network, process, teacher, batch: micro, accumulate, level_bins, layout }.build()?;
     let LossProgram { func: loss, params, frozen, targets, carried } = built;
     let wrt: Vec<usize> = (0..params.len()).collect();
     let loss = Arc::new(loss);
@@ -218,14 +225,15 @@ pub fn train_step_with(
     };
     let grad = Arc::new(grad);
 
-    let state = state_specs(&params, optim.moments(), ema.enabled(), &targets, &carried, scaling.is_some());
+    let state = state_specs(layout, &params, optim.moments(), ema.enabled(), &targets, &carried, scaling.is_some());
     let at = |role: Role, name: &str| state.iter().position(|s| s.role == role && s.name == name);
     let slot = |role: Role, name: &str| at(role, name).expect("a state tensor");
-    let g = Graph::new("step");
+    let g = Graph::on_mesh("step", layout.mesh().clone());
     let old: Vec<Tensor> = state.iter().map(|s| g.param(&port_name(s), s.ty.clone())).collect();
-    let constants: Vec<Tensor> = frozen.iter().map(|s| g.param(&s.name, s.ty())).collect();
+    let constants: Vec<Tensor> = frozen.iter().map(|s| g.param(&s.name, layout.stored(s))).collect();
     let seed = g.param("seed", Type::new(DType::U32, [2]));
-    let ports = batch_ports(network, batch)?;
+    let ports: Vec<Port> =
+        batch_ports(network, micro)?.into_iter().map(|p| batch_port(p, accumulate, layout)).collect();
     let inputs: Vec<Tensor> = ports.iter().map(|p| g.param(&p.name, p.ty.clone())).collect();
 
     let n = params.len();
@@ -252,7 +260,7 @@ pub fn train_step_with(
         args.extend(targets.iter().map(|s| old[slot(Role::Target, &s.name)]));
         args.extend(handed);
         args.extend([seed, counter]);
-        args.extend(batch[1..].iter().map(|t| part(*t, i, accumulate)));
+        args.extend(batch[1..].iter().map(|t| part(*t, i, accumulate, micro)));
         args.extend(scale_state.map(|s| s.scale));
         let mut terms = g.call(&grad, &args);
         carry = terms.splice(extra..extra + carried.len(), []).collect();
@@ -367,7 +375,7 @@ pub fn train_step_with(
 
 /// The loss times a scale, which is a further parameter; then the loss's own results.
 fn scaled(loss: &Arc<Func>) -> Result<Func> {
-    let g = Graph::new(&format!("scaled_{}", loss.name));
+    let g = Graph::on_mesh(&format!("scaled_{}", loss.name), loss.mesh.clone());
     let args: Vec<Tensor> = loss.params.iter().map(|p| g.param(&p.name, loss.ty(p.value).clone())).collect();
     let scale = g.param("loss_scale", Type::f32([]));
     let mut results = g.call(loss, &args);
@@ -380,10 +388,26 @@ fn without_first(func: &Func) -> Func {
     Func { results: func.results[1..].to_vec(), ..func.clone() }
 }
 
-/// Part `i` of `parts` of a batch.
-fn part(t: Tensor<'_>, i: usize, parts: usize) -> Tensor<'_> {
-    let n = t.dim(0) / parts;
-    if parts == 1 { t } else { t.slice(0, i * n, (i + 1) * n) }
+/// The port of `accumulate` micro-batches, one after another. Where samples are split over devices the micro-batches have
+/// a dim of their own, so that each of them is split.
+fn batch_port(micro: Port, accumulate: usize, layout: &Layout) -> Port {
+    let Port { name, ty } = micro;
+    let (samples, rest) = (ty.dims[0], &ty.dims[1..]);
+    let ty = match (accumulate, layout.batch_parts()) {
+        (1, _) => layout.samples(ty, 0),
+        (n, 1) => Type::new(ty.dtype, [&[n * samples], rest].concat()),
+        (n, _) => layout.samples(Type::new(ty.dtype, [&[n, samples], rest].concat()), 1),
+    };
+    Port { name, ty }
+}
+
+/// Micro-batch `i` of `parts`, each of `samples` samples.
+fn part(t: Tensor<'_>, i: usize, parts: usize, samples: usize) -> Tensor<'_> {
+    match parts {
+        1 => t,
+        _ if t.dim(0) == parts * samples => t.slice(0, i * samples, (i + 1) * samples),
+        _ => t.slice(0, i, i + 1).reshape(&t.dims()[1..]),
+    }
 }
 
 /// A sum over micro-batches as their mean.
@@ -401,6 +425,7 @@ pub fn train_only(name: &str) -> bool {
 }
 
 fn state_specs(
+    layout: &Layout,
     params: &[ParamSpec],
     moments: usize,
     ema: bool,
@@ -414,9 +439,9 @@ fn state_specs(
     let mut state = Vec::new();
     for role in roles {
         let kept = params.iter().filter(|p| role != Role::Ema || !train_only(&p.name));
-        state.extend(kept.map(|p| StateSpec { name: p.name.clone(), role, ty: p.ty() }));
+        state.extend(kept.map(|p| StateSpec { name: p.name.clone(), role, ty: layout.stored(p) }));
     }
-    state.extend(targets.iter().map(|p| StateSpec { name: p.name.clone(), role: Role::Target, ty: p.ty() }));
+    state.extend(targets.iter().map(|p| StateSpec { name: p.name.clone(), role: Role::Target, ty: layout.stored(p) }));
     let of = |c: &Carried| StateSpec { name: c.name.clone(), role: Role::Carry, ty: c.start.ty().clone() };
     state.extend(carried.iter().map(of));
     let mut scalar = |name: &str, role: Role, dtype: DType| {

@@ -59,7 +59,7 @@ fn training_steps_are_those_of_the_interpreter() {
         let (mut network, process) = (network, preset.process());
         network.suit(&process);
         let optim = OptimConfig { lr: 1e-3, clip: 1.0, weight_decay: 0.01, ..OptimConfig::default() };
-        let options = StepOptions { batch: 6, accumulate: 2, level_bins: 3, scaling: None };
+        let options = StepOptions { batch: 6, accumulate: 2, level_bins: 3, scaling: None, ..StepOptions::default() };
         let program = train_step(&network, &process, &optim, &EmaConfig::default(), &options).unwrap();
         let mut dims = network.sample_dims().unwrap();
         dims.insert(0, 6);

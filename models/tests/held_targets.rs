@@ -5,6 +5,7 @@
 use dnx_ir::interp::{Precision, eval};
 use dnx_ir::threefry::key;
 use dnx_ir::{Array, DType, Func, Graph, Tensor, Type, random};
+use dnx_models::Layout;
 use dnx_models::loss::{LossOptions, LossProgram};
 use dnx_models::network::{Inputs, MlpConfig};
 use dnx_models::params::{ParamSpec, Params};
@@ -148,7 +149,15 @@ fn check(
     groups: &[&str],
     reference: &dyn Fn(&LossProgram, &[Vec<f64>], &[Vec<f64>]) -> f64,
 ) {
-    let options = LossOptions { network, process: p, teacher, batch: BATCH, accumulate: 1, level_bins: 0 };
+    let options = LossOptions {
+        network,
+        process: p,
+        teacher,
+        batch: BATCH,
+        accumulate: 1,
+        level_bins: 0,
+        layout: &Layout::single(),
+    };
     let program = options.build().unwrap();
     let base = values(&program.params, 1);
     let mut args = arrays(&program.params, &base);

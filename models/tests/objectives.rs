@@ -8,7 +8,7 @@ use dnx_models::network::{DitConfig, MlpConfig, SequenceConfig};
 use dnx_models::optim::{EmaConfig, OptimConfig};
 use dnx_models::process::{Objective, Preset, Process, ProcessConfig, Teacher};
 use dnx_models::step::{Role, StepOptions, key_array, train_step_with};
-use dnx_models::{DataSpec, Network, init};
+use dnx_models::{DataSpec, Layout, Network, init};
 
 const BATCH: usize = 4;
 
@@ -58,7 +58,9 @@ fn random(specs: &[dnx_models::ParamSpec], seed: u64) -> Vec<Array> {
 }
 
 fn build(network: &Network, process: &Process, teacher: Option<&Teacher>) -> LossProgram {
-    LossOptions { network, process, teacher, batch: BATCH, accumulate: 1, level_bins: 0 }.build().unwrap()
+    LossOptions { network, process, teacher, batch: BATCH, accumulate: 1, level_bins: 0, layout: &Layout::single() }
+        .build()
+        .unwrap()
 }
 
 /// Everything after the trainable parameters.
@@ -222,7 +224,8 @@ fn every_preset_makes_finite_steps_and_changes_what_it_should() {
                 Network::Sequence(_) => sequence(),
             };
             let teacher = p.objective.needs_teacher().then(|| teacher(like));
-            let options = StepOptions { batch: BATCH, accumulate: 2, level_bins: 2, scaling: None };
+            let options =
+                StepOptions { batch: BATCH, accumulate: 2, level_bins: 2, scaling: None, ..StepOptions::default() };
             let (optim, ema) = (OptimConfig { lr: 1e-3, ..OptimConfig::default() }, EmaConfig::default());
             let program = train_step_with(&network, &p, teacher.as_ref(), &optim, &ema, &options)
                 .unwrap_or_else(|e| panic!("{preset:?}: {e}"));
@@ -252,7 +255,15 @@ fn every_preset_makes_finite_steps_and_changes_what_it_should() {
 fn impossible_combinations_say_why() {
     let mean_flow = Preset::MeanFlow.process();
     let fails = |network: &Network, p: &Process, teacher: Option<&Teacher>| {
-        let options = LossOptions { network, process: p, teacher, batch: 2, accumulate: 1, level_bins: 0 };
+        let options = LossOptions {
+            network,
+            process: p,
+            teacher,
+            batch: 2,
+            accumulate: 1,
+            level_bins: 0,
+            layout: &Layout::single(),
+        };
         options.build().err().expect("an error").to_string()
     };
     let e = fails(&mlp(&Preset::Sit.process(), 0), &mean_flow, None);

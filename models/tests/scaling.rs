@@ -16,7 +16,7 @@ fn program(accumulate: usize, scaling: Option<LossScaling>) -> TrainProgram {
     let config = MlpConfig { hidden: 16, layers: 2, time_width: 8, ..MlpConfig::default() };
     let network = Network::Mlp(config).resolve(&DataSpec { dims: vec![2], classes: 0 }).unwrap();
     let optim = OptimConfig { lr: 1e-2, clip: 1.0, ..OptimConfig::default() };
-    let options = StepOptions { batch: 8, accumulate, level_bins: 2, scaling };
+    let options = StepOptions { batch: 8, accumulate, level_bins: 2, scaling, ..StepOptions::default() };
     train_step(&network, &Preset::Sit.process(), &optim, &EmaConfig::default(), &options).unwrap()
 }
 

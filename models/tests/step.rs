@@ -21,7 +21,7 @@ fn small_dit() -> Network {
 }
 
 fn options(batch: usize) -> StepOptions {
-    StepOptions { batch, accumulate: 1, level_bins: 0, scaling: None }
+    StepOptions { batch, accumulate: 1, level_bins: 0, scaling: None, ..StepOptions::default() }
 }
 
 fn normal_array(dims: &[usize], seed: u64) -> Array {
@@ -56,7 +56,7 @@ impl Run<'_> {
 fn ports_agree_with_the_function() {
     for network in [small_mlp(), small_dit()] {
         let process = Preset::Sit.process();
-        let options = StepOptions { batch: 4, accumulate: 2, level_bins: 5, scaling: None };
+        let options = StepOptions { batch: 4, accumulate: 2, level_bins: 5, scaling: None, ..StepOptions::default() };
         let p = train_step(&network, &process, &OptimConfig::default(), &EmaConfig::default(), &options).unwrap();
         dnx_ir::verify::verify(&p.func).unwrap();
         let types = p.func.param_types();
@@ -142,7 +142,7 @@ fn accumulation_is_the_mean_over_parts() {
     let (network, process) = (small_mlp(), Preset::Sit.process());
     let optim = OptimConfig { kind: Rule::Sgd, momentum: 0.0, lr: 0.5, ..OptimConfig::default() };
     let ema = EmaConfig { decay: 0.0, ..EmaConfig::default() };
-    let options = StepOptions { batch: 6, accumulate: 3, level_bins: 0, scaling: None };
+    let options = StepOptions { batch: 6, accumulate: 3, level_bins: 0, scaling: None, ..StepOptions::default() };
     let program = train_step(&network, &process, &optim, &ema, &options).unwrap();
     assert_eq!(program.state.len(), program.params.len() + 2, "plain descent keeps no moments and no average");
     let mut run = Run::new(&program);
@@ -180,7 +180,7 @@ fn accumulation_is_the_mean_over_parts() {
 #[test]
 fn losses_by_noise_level_add_up() {
     for preset in [Preset::Sit, Preset::Edm, Preset::Ddpm, Preset::Dsm] {
-        let options = StepOptions { batch: 32, accumulate: 2, level_bins: 4, scaling: None };
+        let options = StepOptions { batch: 32, accumulate: 2, level_bins: 4, scaling: None, ..StepOptions::default() };
         let (optim, ema) = (OptimConfig::default(), EmaConfig::default());
         let program = train_step(&small_mlp(), &preset.process(), &optim, &ema, &options).unwrap();
         let metrics = Run::new(&program).step(&[normal_array(&[32, 2], 3)]);

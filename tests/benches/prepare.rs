@@ -13,7 +13,7 @@ use std::time::Instant;
 fn main() {
     for (name, size) in [("DiT-S/2", DitSize::S), ("DiT-XL/2", DitSize::XL)] {
         let network = Network::Dit(DitConfig::of_size(size, 2, 32, 4, 1000));
-        let options = StepOptions { batch: 8, accumulate: 1, level_bins: 0, scaling: None };
+        let options = StepOptions { batch: 8, accumulate: 1, level_bins: 0, scaling: None, ..StepOptions::default() };
         let start = Instant::now();
         let (optim, ema) = (OptimConfig::default(), EmaConfig::default());
         let step = train_step(&network, &Preset::Sit.process(), &optim, &ema, &options).expect("a published size");

@@ -13,7 +13,7 @@ fn tiny_step() -> TrainProgram {
     let (activation, time) = (Activation::Silu, TimeFeatures::Raw);
     let config = MlpConfig { hidden: 6, layers: 1, activation, time, ..MlpConfig::default() };
     let network = Network::Mlp(config).resolve(&DataSpec { dims: vec![2], classes: 0 }).unwrap();
-    let options = StepOptions { batch: 5, accumulate: 1, level_bins: 0, scaling: None };
+    let options = StepOptions { batch: 5, accumulate: 1, level_bins: 0, scaling: None, ..StepOptions::default() };
     // Plain rules, for short snapshots; the kernels of AdamW are among those of named programs.
     let optim = OptimConfig { kind: Rule::Sgd, weight_decay: 0.0, clip: 0.0, ..OptimConfig::default() };
     let ema = EmaConfig { decay: 0.0, ..EmaConfig::default() };

@@ -8,6 +8,7 @@
 //! * [`sampling`]: samples from trained weights; [`npy`]: as NumPy's files.
 //! * [`log`]: metrics, TensorBoard, curves, pictures, progress.
 //! * [`estimate`]: time per step before it is run.
+//! * [`plan`]: what a step would take on a mesh that is not at hand.
 //! * [`error`]: what can go wrong and which exit status it has; [`files`]: writing so that nothing is half there.
 
 pub mod checkpoint;
@@ -18,6 +19,7 @@ pub mod estimate;
 pub mod files;
 pub mod log;
 pub mod npy;
+pub mod plan;
 pub mod profile;
 pub mod run;
 pub mod sampling;

@@ -164,7 +164,7 @@ fn is_empty(folder: &Path) -> Result<bool> {
 /// The checkpoint that `path` means: a checkpoint's folder, or a run's folder and then its newest whole one. Gives
 /// also the run folder, if the checkpoint is in one.
 pub fn find_checkpoint(path: &Path) -> Result<(PathBuf, Option<RunFolder>)> {
-    if path.join("state.json").is_file() || path.join("model.safetensors").is_file() {
+    if path.join("state.json").is_file() || checkpoint::has(path, "model") {
         let run = path.parent().and_then(Path::parent).map(RunFolder::at).filter(|r| r.config().is_file());
         return Ok((path.to_path_buf(), run));
     }

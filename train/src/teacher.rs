@@ -1,6 +1,6 @@
 //! `[teacher]`: a trained network that another learns from.
 
-use crate::checkpoint::tensors;
+use crate::checkpoint::{self, tensors};
 use crate::config::{Config, Resolved, read_source};
 use crate::run::find_checkpoint;
 use crate::{Error, Result};
@@ -41,14 +41,10 @@ pub fn load(resolved: &Resolved) -> Result<Option<Teacher>> {
         Error::Checkpoint(message)
     })?;
     let own = Config::resolve(read_source(&run.config(), &[])?, None)?;
-    let averaged = folder.join("ema.safetensors");
-    let file = match config.averaged && averaged.is_file() {
-        true => averaged,
-        false => folder.join("model.safetensors"),
-    };
+    let file = if config.averaged && checkpoint::has(&folder, "ema") { "ema" } else { "model" };
     let wanted: Vec<(String, Type)> =
         own.config.model.specs()?.iter().map(|spec| (spec.name.clone(), spec.ty())).collect();
-    let weights = tensors::fit(&file, tensors::read(&file)?, &wanted)?;
+    let weights = tensors::fit(&checkpoint::single(&folder, file), checkpoint::load(&folder, file)?, &wanted)?;
     Ok(Some(Teacher { network: own.config.model, process: own.process, weights }))
 }
 

@@ -6,11 +6,14 @@ use dnx::codegen::exec::Executable;
 use dnx::codegen::stats::Stats;
 use dnx::codegen::{Compiled, Dump, GpuLimits, Options, Precision, Stage, Target, compile_with, emit};
 use dnx::ir::Func;
-use dnx::models::ParamSpec;
 use dnx::models::sample::forward_program;
-use dnx::train::config::{Config, read_source};
+use dnx::models::step::TrainProgram;
+use dnx::models::{Layout, ParamSpec};
+use dnx::train::config::{Config, Resolved, read_source};
 use dnx::train::data::Dataset;
+use dnx::train::estimate::Rates;
 use dnx::train::files::{create_folder, refuse_existing, write_atomic};
+use dnx::train::plan::{self, Machine, Plan};
 use dnx::train::trainer::{build_loss, build_step};
 use dnx::train::{Error, Result};
 use std::path::Path;
@@ -38,6 +41,9 @@ pub fn run(args: &CompileArgs) -> Result<()> {
         Some(name) => Some(stage_of(name)?),
         None => None,
     };
+    if let Some(machine) = &args.plan {
+        return plan(args, machine);
+    }
     let input = read(args)?;
     let options = match &args.device {
         Some(device) => open_device(Some(device))?.options(),
@@ -143,6 +149,31 @@ fn read(args: &CompileArgs) -> Result<Input> {
     }
 }
 
+/// What a step would take on the mesh, on machines that are not at hand.
+fn plan(args: &CompileArgs, machine: &str) -> Result<()> {
+    let machine = Machine::parse(machine)?;
+    let resolved = resolve(args)?;
+    let device = open_device(args.device.as_deref())?;
+    let compiled = |resolved: &Resolved| -> Result<(TrainProgram, Executable)> {
+        let program = build_step(resolved)?;
+        let options = device.options().with_donate(&program.donate).with_precision(resolved.config.train.precision);
+        let exec = compile_with(&program.func, &options, false, &mut Dump::none())?.exec;
+        Ok((program, exec))
+    };
+    let alone = Resolved { layout: Layout::single(), ..resolved.clone() };
+    let (program, one) = compiled(&alone)?;
+    let (rates, slowdown) = match machine.rates {
+        Some(rates) => (rates, 1.0),
+        None => {
+            let rates = Rates::of(&device)?;
+            (rates, plan::slowdown(&device, &program, &one, rates)?)
+        }
+    };
+    let (_, exec) = compiled(&resolved)?;
+    let plan = Plan::of(&exec, machine, rates, slowdown, plan::floor(&one, rates));
+    print(&plan.table())
+}
+
 fn read_text(path: &Path) -> Result<Input> {
     let text = std::fs::read_to_string(path).map_err(Error::io("cannot read", path))?;
     let func = dnx::ir::text::parse(&text).map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
@@ -152,21 +183,25 @@ fn read_text(path: &Path) -> Result<Input> {
     Ok(Input { func, donate: vec![], parameters: 0, trainable: 0, stages, forward: None, precision })
 }
 
-fn read_config(args: &CompileArgs) -> Result<Input> {
+fn resolve(args: &CompileArgs) -> Result<Resolved> {
     let mut sets = args.set.clone();
     if let Some(mesh) = &args.mesh {
         sets.push(mesh_setting(mesh)?);
     }
     let source = read_source(&args.input, &sets)?;
     // A network that says all about itself is compiled without its data at hand.
-    let resolved = match Config::resolve(source.clone(), None) {
-        Ok(resolved) => resolved,
+    match Config::resolve(source.clone(), None) {
+        Ok(resolved) => Ok(resolved),
         Err(_) => {
             let raw: Config = source.parse()?;
             let data = Dataset::open(&raw.data, raw.train.seed)?;
-            Config::resolve(source, Some(&data))?
+            Config::resolve(source, Some(&data))
         }
-    };
+    }
+}
+
+fn read_config(args: &CompileArgs) -> Result<Input> {
+    let resolved = resolve(args)?;
     let (config, batch) = (&resolved.config, resolved.batch());
     let precision = config.train.precision;
     let count = |specs: &[ParamSpec]| specs.iter().map(|s| s.elems() as u64).sum::<u64>();

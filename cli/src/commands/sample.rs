@@ -144,7 +144,7 @@ fn guide_of(args: &SampleArgs, guide: &Path, device: &Device, batch: usize) -> R
         Error::Checkpoint(message)
     })?;
     let resolved = Config::resolve(read_source(&run.config(), &[])?, None)?;
-    let averaged = folder.join("ema.safetensors").is_file() && !args.no_ema;
+    let averaged = checkpoint::has(&folder, "ema") && !args.no_ema;
     let weights = read_weights(&folder, averaged, &resolved)?;
     loaded(&resolved, device, weights, batch)
 }
@@ -287,10 +287,10 @@ fn settings(args: &SampleArgs) -> Result<Vec<String>> {
 }
 
 /// Whether the averaged weights are used.
-pub fn averaged(asked: bool, refused: bool, checkpoint: &Path) -> Result<bool> {
-    let there = checkpoint.join("ema.safetensors").is_file();
+pub fn averaged(asked: bool, refused: bool, folder: &Path) -> Result<bool> {
+    let there = checkpoint::has(folder, "ema");
     if asked && !there {
-        let message = format!("--ema: {} keeps no averaged weights (ema.decay was 0)", checkpoint.display());
+        let message = format!("--ema: {} keeps no averaged weights (ema.decay was 0)", folder.display());
         return Err(Error::Usage(message));
     }
     Ok(there && !refused)
@@ -300,10 +300,11 @@ pub fn read_weights(folder: &Path, averaged: bool, resolved: &Resolved) -> Resul
     if folder.join("state.json").is_file() {
         checkpoint::verify(folder)?;
     }
-    let file = folder.join(if averaged { "ema.safetensors" } else { "model.safetensors" });
+    let file = if averaged { "ema" } else { "model" };
     let specs = resolved.config.model.specs()?;
     let wanted: Vec<(String, Type)> = specs.iter().map(|s| (s.name.clone(), s.ty())).collect();
-    let arrays = checkpoint::tensors::fit(&file, checkpoint::tensors::read(&file)?, &wanted)?;
+    let (place, saved) = (checkpoint::single(folder, file), checkpoint::load(folder, file)?);
+    let arrays = checkpoint::tensors::fit(&place, saved, &wanted)?;
     Ok(wanted.into_iter().map(|(name, _)| name).zip(arrays).collect())
 }
 

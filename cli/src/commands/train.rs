@@ -1,6 +1,6 @@
 //! `dnx train`.
 
-use super::{bytes, mesh_setting, open_device, print, thousands};
+use super::{bytes, mesh_setting, open_team, print, thousands};
 use crate::args::TrainArgs;
 use dnx::codegen::stats::Stats;
 use dnx::train::config::{Config, read_source};
@@ -33,9 +33,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         // Before the compiler runs: a refusal should not take a minute.
         run.check(&existing)?;
     }
-    let device = open_device(args.device.as_deref())?;
+    let team = open_team(args.device.as_deref(), resolved.layout.devices())?;
     let began = Instant::now();
-    let mut trainer = Trainer::new(resolved, &device, data)?;
+    let mut trainer = Trainer::over(resolved, &team, data)?;
     let compiled_in = began.elapsed();
     if let Some(note) = trainer.note() {
         eprintln!("{note}");
@@ -51,7 +51,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         compiled_in.as_secs_f64()
     );
     if args.dry_run {
-        let estimate = dnx::train::estimate::step_time(&device, &stats)?;
+        let estimate = dnx::train::estimate::step_time(trainer.device(), &stats)?;
         return print(&format!("{summary}\nabout {:.1} ms a step\n", estimate.as_secs_f64() * 1e3));
     }
     eprintln!("{summary}");

@@ -3,7 +3,7 @@
 
 use super::{DataSpec, Inputs, Outputs, Remat, agree, wanted};
 use crate::attention::{attention, join_heads, split_heads};
-use crate::layers::{Activation, linear, linear_xavier, mlp, modulate, normalize};
+use crate::layers::{Activation, linear, linear_stack, linear_xavier, mlp, modulate, normalize};
 use crate::params::Block;
 use crate::patch::{patchify, unpatchify};
 use crate::{Error, Init, Result, Scope, embed};
@@ -199,8 +199,15 @@ impl DitConfig {
     fn tokens<'g>(&self, s: &Scope<'_, 'g>, call: Inputs<'g>, tap: Option<usize>) -> Result<Outputs<'g>> {
         let shape = self.shape()?;
         let Shape { dim, patch, height, width, .. } = shape;
+        let layout = s.layout();
+        if !shape.heads.is_multiple_of(layout.tensor()) {
+            let message = format!("is {}, which does not divide the {} heads", layout.tensor(), shape.heads);
+            return Err(Error::config("mesh.axes.tensor", message));
+        }
+        // Rows of patches are runs of tokens.
+        let x = layout.along_sequence(call.x, 1);
         let positions = s.frozen("pos_embed", embed::grid_positions(height / patch, width / patch, dim));
-        let mut h = s.enter("x_embedder.proj", |s| embed_patches(s, call.x, patch, dim)) + positions;
+        let mut h = s.enter("x_embedder.proj", |s| embed_patches(s, x, patch, dim)) + positions;
 
         let mut c = s.enter("t_embedder", |s| embed_time(s, call.time, dim));
         if let Some(second) = call.second.filter(|_| self.second_time) {
@@ -211,7 +218,7 @@ impl DitConfig {
         }
 
         let inputs = [("x", h.ty()), ("c", c.ty())];
-        let block = Block::build("dit_block", &inputs, |s, x| vec![block(s, x[0], x[1], shape)])?;
+        let block = Block::build(s, "blocks.0", "dit_block", &inputs, |s, x| vec![block(s, x[0], x[1], shape)])?;
         let tap = tap.filter(|&at| {
             if at >= shape.depth {
                 s.graph().fail(format!("there is no block {at}; the network has {}", shape.depth));
@@ -233,7 +240,7 @@ impl DitConfig {
                 let size = ((shape.depth as f64).sqrt().round() as usize).max(1);
                 for first in (0..shape.depth).step_by(size) {
                     let members = first..(first + size).min(shape.depth);
-                    let group = Block::build("dit_blocks", &inputs, |s, x| {
+                    let group = Block::build(s, "", "dit_blocks", &inputs, |s, x| {
                         let mut results = vec![x[0]];
                         for i in members.clone() {
                             results[0] =
@@ -286,7 +293,7 @@ fn block<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, c: Tensor<'g>, shape: Shape) -> T
     let m = s.enter("adaLN_modulation.1", |s| linear(s, c.silu(), 6 * dim, Init::Zeros)).split(1, 6);
     let attended = s.enter("attn", |s| {
         let h = modulate(normalize(x, EPS), m[0], m[1]);
-        let qkv = s.enter("qkv", |s| linear_xavier(s, h, 3 * dim)).split(2, 3);
+        let qkv = s.enter("qkv", |s| linear_stack(s, h, 3, dim));
         let [q, k, v] = [0, 1, 2].map(|i| split_heads(qkv[i], heads));
         let o = join_heads(attention(q, k, v, ((dim / heads) as f64).powf(-0.5)));
         s.enter("proj", |s| linear_xavier(s, o, dim))

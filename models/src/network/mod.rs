@@ -10,7 +10,7 @@ pub use sequence::SequenceConfig;
 
 use crate::params::{ParamSpec, Params, Scope};
 use crate::process::{Process, Variance};
-use crate::{Error, Result};
+use crate::{Error, Layout, Result};
 use dnx_ir::{DType, Graph, Tensor, Type};
 use serde::{Deserialize, Serialize};
 
@@ -185,8 +185,13 @@ impl Network {
 
     /// The parameters, in the order in which the network declares them.
     pub fn specs(&self) -> Result<Vec<ParamSpec>> {
-        let g = Graph::new("forward");
-        let params = Params::new(&g);
+        self.specs_over(&Layout::single())
+    }
+
+    /// [`Network::specs`] as they are declared over several devices.
+    pub fn specs_over(&self, layout: &Layout) -> Result<Vec<ParamSpec>> {
+        let g = Graph::on_mesh("forward", layout.mesh().clone());
+        let params = Params::laid(&g, layout);
         let call = Inputs::declare(&g, 1, self)?;
         let y = self.forward(&params.root(), call);
         g.finish(&[y])?;

@@ -9,6 +9,7 @@ mod schedule;
 pub use ema::EmaConfig;
 pub use schedule::{Schedule, ScheduleConfig};
 
+use crate::layout::settled;
 use crate::{Error, Result};
 use dnx_ir::Tensor;
 use serde::{Deserialize, Serialize};
@@ -179,9 +180,17 @@ fn rectification<'g>(t: Tensor<'g>, correction: Tensor<'g>, beta: f64) -> Tensor
     rho.gt(t.scalar_like(5.0)).select(inside.maximum(zero).sqrt(), zero)
 }
 
-/// The norm of all these tensors as one vector.
+/// The norm of all these tensors as one vector. Those that are split over the same axes are summed over them together.
 pub fn global_norm<'g>(tensors: &[Tensor<'g>]) -> Option<Tensor<'g>> {
-    tensors.iter().map(|t| t.square().sum_all()).reduce(|a, b| a + b).map(Tensor::sqrt)
+    let mut sums: Vec<Tensor<'g>> = vec![];
+    for t in tensors {
+        let square = t.square().sum_all();
+        match sums.iter_mut().find(|s| s.ty() == square.ty()) {
+            Some(sum) => *sum = *sum + square,
+            None => sums.push(square),
+        }
+    }
+    sums.into_iter().map(settled).reduce(|a, b| a + b).map(Tensor::sqrt)
 }
 
 #[cfg(test)]

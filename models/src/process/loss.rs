@@ -1,6 +1,7 @@
 //! The training loss of a process, in the graph: times and noise are drawn there too.
 
 use super::{Model, Process, Scene, TRAIN_ONLY, Times};
+use crate::layout::settled;
 use crate::network::Network;
 use crate::{Scope, streams};
 use dnx_ir::{Array, DType, Graph, Tensor, random};
@@ -81,6 +82,6 @@ impl<'g> Loss<'g> {
         let top = self.position.full_like((bins - 1) as f64);
         let bin = (self.position * bins as f64).floor().maximum(self.position.full_like(0.0)).minimum(top);
         let hit = bin.unsqueeze(1).eq(g.iota(DType::F32, &[batch, bins], 1)).convert(DType::F32);
-        [(hit * self.per_sample.unsqueeze(1)).sum(&[0]), hit.sum(&[0])]
+        [settled((hit * self.per_sample.unsqueeze(1)).sum(&[0])), settled(hit.sum(&[0]))]
     }
 }

@@ -6,6 +6,7 @@
 //! incompletely is recognised too. All randomness is a function of (seed, stream, counter): nothing else needs
 //! saving for an exact resume.
 
+pub mod shards;
 pub mod tensors;
 
 use crate::files::{beside, create_folder, sync_folder, write_atomic};
@@ -34,6 +35,9 @@ pub struct State {
     pub seed: u64,
     /// Name of the device.
     pub device: String,
+    /// The mesh of devices, by axis.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mesh: BTreeMap<String, usize>,
     /// The other files and their sizes in bytes.
     pub files: BTreeMap<String, u64>,
 }
@@ -56,13 +60,30 @@ pub fn folder_name(step: u64) -> String {
 
 /// Writes a checkpoint of `state.step` into `folder` (a run's `checkpoints/`) and gives its path. A checkpoint of
 /// the same step is replaced.
-pub fn write(folder: &Path, checkpoint: &Checkpoint, mut state: State) -> Result<PathBuf> {
+pub fn write(folder: &Path, checkpoint: &Checkpoint, state: State) -> Result<PathBuf> {
+    write_with(folder, state, |folder| {
+        let parts = [("model", &checkpoint.model), ("ema", &checkpoint.ema), ("optimizer", &checkpoint.optimizer)];
+        let mut files = vec![];
+        for (name, tensors) in parts.into_iter().filter(|(_, tensors)| !tensors.is_empty()) {
+            files.push(format!("{name}.safetensors"));
+            tensors::write(&folder.join(&files[files.len() - 1]), tensors)?;
+        }
+        Ok(files)
+    })
+}
+
+/// [`write`] of what `contents` puts into the folder that it is given; it gives the names of its files.
+pub fn write_with(
+    folder: &Path,
+    mut state: State,
+    contents: impl FnOnce(&Path) -> Result<Vec<String>>,
+) -> Result<PathBuf> {
     create_folder(folder)?;
     let target = folder.join(folder_name(state.step));
     let temporary = beside(&target, "tmp");
     remove_if_there(&temporary)?;
     create_folder(&temporary)?;
-    let filled = fill(&temporary, checkpoint, &mut state);
+    let filled = contents(&temporary).and_then(|files| fill(&temporary, files, &mut state));
     if let Err(error) = filled {
         // Room is what is missing most often, so the half-written folder goes; what stood before stays.
         fs::remove_dir_all(&temporary).ok();
@@ -81,17 +102,12 @@ pub fn write(folder: &Path, checkpoint: &Checkpoint, mut state: State) -> Result
     Ok(target)
 }
 
-fn fill(folder: &Path, checkpoint: &Checkpoint, state: &mut State) -> Result<()> {
+/// Lists the files in `state.json`, which is written last.
+fn fill(folder: &Path, files: Vec<String>, state: &mut State) -> Result<()> {
     state.files.clear();
-    let parts = [("model", &checkpoint.model), ("ema", &checkpoint.ema), ("optimizer", &checkpoint.optimizer)];
-    for (name, tensors) in parts {
-        if tensors.is_empty() {
-            continue;
-        }
-        let file = format!("{name}.safetensors");
-        let path = folder.join(&file);
-        tensors::write(&path, tensors)?;
-        state.files.insert(file, size_of(&path)?);
+    for file in files {
+        let bytes = size_of(&folder.join(&file))?;
+        state.files.insert(file, bytes);
     }
     let text = serde_json::to_string_pretty(state).map_err(|e| Error::Checkpoint(format!("state.json: {e}")))?;
     write_atomic(&folder.join("state.json"), text.as_bytes())?;
@@ -136,11 +152,29 @@ pub fn verify(checkpoint: &Path) -> Result<State> {
 /// Reads a whole checkpoint.
 pub fn read(checkpoint: &Path) -> Result<(Checkpoint, State)> {
     let state = verify(checkpoint)?;
-    let part = |name: &str| {
-        let file = format!("{name}.safetensors");
-        if state.files.contains_key(&file) { tensors::read(&checkpoint.join(file)) } else { Ok(vec![]) }
-    };
+    let part = |name: &str| if has(checkpoint, name) { load(checkpoint, name) } else { Ok(vec![]) };
     Ok((Checkpoint { model: part("model")?, ema: part("ema")?, optimizer: part("optimizer")? }, state))
+}
+
+/// Whether a checkpoint's folder has `model`, `ema` or `optimizer`, in one file or in parts.
+pub fn has(checkpoint: &Path, name: &str) -> bool {
+    single(checkpoint, name).is_file() || shards::is_split(checkpoint, name)
+}
+
+/// The tensors of `model`, `ema` or `optimizer`, whole.
+///
+/// # Errors
+/// If they are not there, or damaged.
+pub fn load(checkpoint: &Path, name: &str) -> Result<Named> {
+    match shards::is_split(checkpoint, name) {
+        true => shards::read(checkpoint, name),
+        false => tensors::read(&single(checkpoint, name)),
+    }
+}
+
+/// The one file of `model`, `ema` or `optimizer`, which errors name too where it is in parts.
+pub fn single(checkpoint: &Path, name: &str) -> PathBuf {
+    checkpoint.join(format!("{name}.safetensors"))
 }
 
 /// The newest whole checkpoint of a `checkpoints/` folder, and why newer ones were passed over.
@@ -242,6 +276,7 @@ mod tests {
             cursor: step * 8,
             seed: 1,
             device: "cpu".into(),
+            mesh: BTreeMap::new(),
             files: BTreeMap::new(),
         }
     }

@@ -19,7 +19,7 @@ use dnx_models::optim::{EmaConfig, OptimConfig};
 use dnx_models::process::{Process, ProcessConfig};
 use dnx_models::sample::{GuidanceKind, SampleConfig};
 use dnx_models::scaling::{GREATEST_SCALE, LossScaling};
-use dnx_models::{DataSpec, Network};
+use dnx_models::{DataSpec, Layout, Network};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -124,14 +124,25 @@ impl Default for TrainConfig {
     }
 }
 
-/// `[mesh]`: named axes of devices. This version runs on one device; axes of size 1 are accepted.
+/// `[mesh]`: named axes of devices, and what they split; see [`dnx_models::layout`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MeshConfig {
     /// Sizes of axes by name.
     pub axes: BTreeMap<String, usize>,
-    /// Parameter-name patterns to the axes that split them.
+    /// Parameter-name patterns to the axes that split each of their dims.
     pub rules: BTreeMap<String, Vec<String>>,
+}
+
+impl MeshConfig {
+    /// Where tensors lie.
+    ///
+    /// # Errors
+    /// Axes and rules that contradict each other.
+    pub fn layout(&self) -> dnx_models::Result<Layout> {
+        let axes = self.axes.iter().map(|(name, &size)| (name.as_str(), size));
+        Layout::new(axes, self.rules.iter().map(|(pattern, dims)| (pattern.as_str(), &dims[..])))
+    }
 }
 
 /// `[log]`: what is written beside checkpoints and pictures.
@@ -162,6 +173,8 @@ pub struct Resolved {
     pub process: Process,
     /// Where its keys were given, for later errors.
     pub source: Source,
+    /// Where tensors lie over its mesh.
+    pub layout: Layout,
 }
 
 impl Config {
@@ -194,7 +207,8 @@ impl Config {
         if cfg && config.model.classes() == 0 {
             return Err(source.wrong("sample.cfg", "guidance needs a network with classes; model.classes is 0"));
         }
-        Ok(Resolved { config, process, source })
+        let layout = config.mesh.layout().map_err(place)?;
+        Ok(Resolved { config, process, source, layout })
     }
 
     /// The configuration as TOML.
@@ -226,10 +240,6 @@ impl Config {
         if !self.data.batch.is_multiple_of(self.train.accumulate) {
             let message = format!("{} does not divide data.batch = {}", self.train.accumulate, self.data.batch);
             return Err(source.wrong("train.accumulate", &message));
-        }
-        if self.mesh.axes.values().product::<usize>() != 1 {
-            let message = "asks for several devices; this version runs on one (leave the axes out, or make them 1)";
-            return Err(source.wrong("mesh.axes", message));
         }
         Ok(())
     }

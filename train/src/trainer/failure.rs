@@ -43,21 +43,21 @@ impl Trainer {
     /// Where the first non-finite number of step `bad` appears.
     fn replay(&self, bad: u64) -> Result<Option<String>> {
         let mut args: Vec<Array> = vec![];
-        for (spec, buffer) in self.program.state.iter().zip(self.bound.inputs()) {
+        for (i, spec) in self.program.state.iter().enumerate() {
             args.push(match spec.role {
                 Role::BadStep => Array::u32([], &[NO_BAD_STEP]),
-                _ => buffer.download()?,
+                _ => self.placed.read(i)?,
             });
         }
         let constants = self.program.frozen_inputs().start..self.program.batch_inputs().start;
         for i in constants {
-            args.push(self.bound.inputs()[i].download()?);
+            args.push(self.placed.read(i)?);
         }
         args.extend(self.batch_arrays(&self.data.batch(bad, self.resolved.batch())?));
         let precision = self.resolved.config.train.precision;
         let narrowed = match precision {
             Precision::F32 => None,
-            _ => Some(mixed(&inline(&self.program.func, &self.device.options())?, precision)?),
+            _ => Some(mixed(&inline(&self.program.func, &self.team.options())?, precision)?),
         };
         let Some(found) = first_non_finite(narrowed.as_ref().unwrap_or(&self.program.func), &args)? else {
             return Ok(None);

@@ -7,6 +7,7 @@ use crate::log::{EventWriter, Jsonl, Progress, Record, Status, curve, picture};
 use crate::run::{Existing, RunFolder};
 use crate::{Error, Result, checkpoint, sampling};
 use dnx_models::sample::Generator;
+use dnx_runtime::Buffer;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -161,7 +162,8 @@ impl Trainer {
 
     /// Samples with the settings of `[sample]` and the averaged weights, and saves the picture.
     fn draw(&self, logs: &mut Logs, sampling: &mut Sampling) -> Result<()> {
-        let Sampling { generator, seeds, labels } = sampling;
+        let Sampling { generator, weights, seeds, labels } = sampling;
+        self.refresh(weights)?;
         let config = &self.resolved.config.sample;
         let samples = sampling::sample(generator, config, seeds, labels.as_deref(), None)?;
         let drawn = picture::draw(&samples.to_f32_vec(), self.data.dims(), &reference_points(&self.data)?)?;
@@ -180,16 +182,18 @@ impl Trainer {
 
     fn prepare_sampling(&self) -> Result<Sampling> {
         let count = self.resolved.config.train.sample_count.max(1);
-        let generator =
-            sampling::generator(&self.resolved, &self.device, &self.weights(true)?, count.min(sampling::BATCH))?;
+        let weights = self.weights(true)?;
+        let generator = sampling::generator(&self.resolved, self.device(), &weights, count.min(sampling::BATCH))?;
         let labels = sampling::labels(self.resolved.config.model.classes(), count, None)?;
-        Ok(Sampling { generator, seeds: (0..count as u64).collect(), labels })
+        Ok(Sampling { generator, weights, seeds: (0..count as u64).collect(), labels })
     }
 }
 
 /// What pictures are drawn with: always the same seeds and classes, so that progress is seen.
 struct Sampling {
     generator: Generator,
+    /// What the generator reads.
+    weights: Vec<(String, Buffer)>,
     seeds: Vec<u64>,
     labels: Option<Vec<i32>>,
 }

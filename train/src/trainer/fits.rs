@@ -12,7 +12,7 @@ use dnx_codegen::stats::Stats;
 use dnx_codegen::{CompileError, Options};
 use dnx_models::network::Remat;
 use dnx_models::step::TrainProgram;
-use dnx_runtime::Device;
+use dnx_runtime::{Device, Team};
 
 /// A compiled step that fits.
 pub struct Fitting {
@@ -36,13 +36,25 @@ enum Attempt {
     Exceeds(Option<u64>, String),
 }
 
-/// Builds and compiles the step of a configuration for a device, within `train.memory_limit` or, without it, the
-/// memory of the device.
+/// Builds and compiles the step of a configuration for the devices of a team, each within `train.memory_limit` or,
+/// without it, the memory it has.
 ///
 /// # Errors
 /// [`Error::Memory`] with the largest micro-batch that fits; those of building and compiling.
-pub fn fit_step(resolved: Resolved, device: &Device) -> Result<Fitting> {
-    fit_within(resolved, &device.options(), device.info().memory, device.name())
+pub fn fit_step(resolved: Resolved, team: &Team) -> Result<Fitting> {
+    let wanted = resolved.layout.devices();
+    if wanted != team.size() {
+        let message = format!(
+            "asks for {wanted} devices, --device gives {}; write --device with as many, as cpu*{wanted} or gpu:0,gpu:1",
+            team.size()
+        );
+        return Err(resolved.source.wrong("mesh.axes", &message));
+    }
+    // Devices of one kind in one process share what that kind has.
+    let devices = team.devices();
+    let sharing = |d: &Device| devices.iter().filter(|o| o.info().fingerprint() == d.info().fingerprint()).count();
+    let memory = devices.iter().filter_map(|d| Some(d.info().memory? / sharing(d) as u64)).min();
+    fit_within(resolved, &team.options(), memory, devices[0].name())
 }
 
 fn fit_within(resolved: Resolved, base: &Options, memory: Option<u64>, device: &str) -> Result<Fitting> {

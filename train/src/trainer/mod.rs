@@ -8,12 +8,14 @@
 mod failure;
 mod fit;
 mod fits;
+mod placed;
 
 pub use fit::{FitOptions, reference_points};
 pub use fits::{Fitting, fit_step};
+pub use placed::Placed;
 
 use crate::checkpoint::tensors::{self, Named};
-use crate::checkpoint::{self, Checkpoint, State};
+use crate::checkpoint::{self, Checkpoint, State, shards};
 use crate::config::{Config, Resolved};
 use crate::data::{Batch, Dataset};
 use crate::{Error, Result};
@@ -22,7 +24,7 @@ use dnx_models::loss::{LossOptions, LossProgram, TEACHER};
 use dnx_models::process::Teacher;
 use dnx_models::sample::GuidanceKind;
 use dnx_models::step::{NO_BAD_STEP, Role, StateSpec, StepOptions, TrainProgram, train_only, train_step_with};
-use dnx_runtime::{Bound, Buffer, Device};
+use dnx_runtime::{Buffer, Device, Team};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,10 +32,10 @@ use std::sync::Arc;
 /// A compiled training step and its state.
 pub struct Trainer {
     resolved: Resolved,
-    device: Device,
+    team: Team,
     data: Arc<Dataset>,
     program: TrainProgram,
-    bound: Bound,
+    placed: Placed,
     step: u64,
     note: Option<String>,
 }
@@ -53,6 +55,7 @@ pub fn build_loss(resolved: &Resolved) -> Result<LossProgram> {
         batch: resolved.batch(),
         accumulate: 1,
         level_bins: 0,
+        layout: &resolved.layout,
     };
     options.build().map_err(|e| resolved.locate(e))
 }
@@ -64,28 +67,34 @@ fn build_with(resolved: &Resolved, teacher: Option<&Teacher>) -> Result<TrainPro
         accumulate: config.train.accumulate,
         level_bins: config.log.levels,
         scaling: config.train.scaling(),
+        layout: resolved.layout.clone(),
     };
     train_step_with(&config.model, &resolved.process, teacher, &config.optim, &config.ema, &options)
         .map_err(|e| resolved.locate(e))
 }
 
 impl Trainer {
-    /// Builds and compiles the step so that it fits, and uploads the state before the first one.
+    /// [`Trainer::over`] one device.
     pub fn new(resolved: Resolved, device: &Device, data: Arc<Dataset>) -> Result<Trainer> {
+        Trainer::over(resolved, &Team::new(vec![device.clone()])?, data)
+    }
+
+    /// Builds and compiles the step so that it fits, and uploads the state before the first one. The mesh of the
+    /// configuration has as many devices as the team.
+    pub fn over(resolved: Resolved, team: &Team, data: Arc<Dataset>) -> Result<Trainer> {
         let Config { sample, train, .. } = &resolved.config;
         if sample.guidance == GuidanceKind::Autoguidance && sample.cfg != 1.0 && train.sample_every > 0 {
             let message = "is autoguidance, but pictures in training have no second network: ask dnx sample for it";
             return Err(resolved.source.wrong("sample.guidance", message));
         }
-        let Fitting { program, exec, resolved, note } = fit_step(resolved, device)?;
-        let loaded = device.load(exec)?;
+        let Fitting { program, exec, resolved, note } = fit_step(resolved, team)?;
         let seed = resolved.config.train.seed;
         let teacher = crate::teacher::load(&resolved)?;
         let mut inputs = program.state_from(&crate::teacher::initial(&resolved, &program, teacher.as_ref())?);
         inputs.extend(program.constants(seed));
-        inputs.extend(program.batch.iter().map(|port| Array::zeros(port.ty.clone())));
-        let bound = loaded.bind(&device.upload_all(&inputs)?)?;
-        Ok(Trainer { resolved, device: device.clone(), data, program, bound, step: 0, note })
+        inputs.extend(program.batch.iter().map(|port| Array::zeros(Type::new(port.ty.dtype, port.ty.dims.clone()))));
+        let placed = Placed::new(team, &program.func, exec, &inputs)?;
+        Ok(Trainer { resolved, team: team.clone(), data, program, placed, step: 0, note })
     }
 
     /// The configuration.
@@ -98,9 +107,14 @@ impl Trainer {
         self.note.as_deref()
     }
 
-    /// The device.
+    /// The devices.
+    pub fn team(&self) -> &Team {
+        &self.team
+    }
+
+    /// The device that does what one is enough for: pictures.
     pub fn device(&self) -> &Device {
-        &self.device
+        &self.team.devices()[0]
     }
 
     /// The data.
@@ -115,12 +129,12 @@ impl Trainer {
 
     /// The compiled step.
     pub fn executable(&self) -> &dnx_codegen::exec::Executable {
-        self.bound.program().exec()
+        self.placed.exec()
     }
 
     /// The compiled step on its state.
-    pub fn bound(&self) -> &Bound {
-        &self.bound
+    pub fn placed(&self) -> &Placed {
+        &self.placed
     }
 
     /// Steps done.
@@ -131,9 +145,9 @@ impl Trainer {
     /// Runs one step on a batch. Nothing comes back: see [`Trainer::metrics`].
     pub fn step(&mut self, batch: &Batch) -> Result<()> {
         for (array, i) in self.batch_arrays(batch).iter().zip(self.program.batch_inputs()) {
-            self.bound.inputs()[i].write(array)?;
+            self.placed.write(i, array)?;
         }
-        self.bound.run()?;
+        self.placed.run()?;
         self.step += 1;
         Ok(())
     }
@@ -154,9 +168,9 @@ impl Trainer {
         let mut levels: Vec<Vec<f64>> = vec![];
         for (port, i) in self.program.metrics.iter().zip(self.program.metric_results()) {
             if port.ty.dims.is_empty() {
-                scalars.push((port.name.clone(), self.bound.outputs()[i].download()?.get(0).to_f64()));
+                scalars.push((port.name.clone(), self.placed.result(i)?.get(0).to_f64()));
             } else {
-                levels.push(self.bound.outputs()[i].download()?.to_f64_vec());
+                levels.push(self.placed.result(i)?.to_f64_vec());
             }
         }
         if let [sums, counts] = &levels[..] {
@@ -170,7 +184,7 @@ impl Trainer {
     /// The number of the first step whose loss or gradient was not finite, if there was one.
     pub fn bad_step(&self) -> Result<Option<u64>> {
         let at = self.state_index(Role::BadStep, "bad_step")?;
-        let mark = self.bound.inputs()[at].download()?.to_u32_vec()[0];
+        let mark = self.placed.read(at)?.to_u32_vec()[0];
         Ok((mark != NO_BAD_STEP).then_some(mark as u64))
     }
 
@@ -179,48 +193,82 @@ impl Trainer {
         self.program.state_index(role, name).ok_or_else(missing)
     }
 
-    /// The weights on the device in the network's order: the averaged ones if wanted and kept. Frozen parameters
-    /// are among them. They change with the next step.
+    /// The weights on [`Trainer::device`] in the network's order: the averaged ones if wanted and kept. Frozen parameters
+    /// are among them. On one device they change with the next step; of several these are copies.
     pub fn weights(&self, averaged: bool) -> Result<Vec<(String, Buffer)>> {
+        let of = |(name, i, dims): (String, usize, Vec<usize>)| match self.placed.buffer(i) {
+            Some(buffer) => Ok((name, buffer.clone())),
+            None => Ok((name, self.device().upload(&self.placed.read(i)?.reshaped(dims))?)),
+        };
+        self.weight_inputs(averaged)?.into_iter().map(of).collect()
+    }
+
+    /// Brings copies of averaged weights, as [`Trainer::weights`] gave them, up to date.
+    fn refresh(&self, weights: &[(String, Buffer)]) -> Result<()> {
+        for ((_, i, dims), (_, buffer)) in self.weight_inputs(true)?.into_iter().zip(weights) {
+            if self.placed.buffer(i).is_none() {
+                buffer.write(&self.placed.read(i)?.reshaped(dims))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of weights, the inputs that they are, and their dims in files.
+    fn weight_inputs(&self, averaged: bool) -> Result<Vec<(String, usize, Vec<usize>)>> {
         let role = if averaged && self.resolved.config.ema.enabled() { Role::Ema } else { Role::Param };
         let mut weights = vec![];
         for spec in self.program.params.iter().filter(|s| !train_only(&s.name)) {
-            let at = self.state_index(role, &spec.name)?;
-            weights.push((spec.name.clone(), self.bound.inputs()[at].clone()));
+            weights.push((spec.name.clone(), self.state_index(role, &spec.name)?, spec.dims.clone()));
         }
-        for (i, name, _) in self.frozen() {
-            weights.push((name, self.bound.inputs()[i].clone()));
-        }
+        weights.extend(self.frozen().into_iter().map(|(i, name, ty)| (name, i, ty.dims)));
         Ok(weights)
     }
 
     /// Everything a checkpoint holds, brought down.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         let mut checkpoint = Checkpoint { model: vec![], ema: vec![], optimizer: vec![] };
-        for (spec, buffer) in self.program.state.iter().zip(self.bound.inputs()) {
-            let Some((file, name)) = place_of(spec) else { continue };
-            let place = match file {
+        for saved in self.saved() {
+            let place = match saved.file {
                 Place::Model => &mut checkpoint.model,
                 Place::Ema => &mut checkpoint.ema,
                 Place::Optimizer => &mut checkpoint.optimizer,
             };
-            place.push((name, buffer.download()?));
-        }
-        for (i, name, _) in self.frozen() {
-            let table = self.bound.inputs()[i].download()?;
-            if !checkpoint.ema.is_empty() {
-                checkpoint.ema.push((name.clone(), table.clone()));
-            }
-            checkpoint.model.push((name, table));
+            place.push((saved.name, self.placed.read(saved.input)?.reshaped(saved.ty.dims)));
         }
         Ok(checkpoint)
+    }
+
+    /// What checkpoints keep.
+    fn saved(&self) -> Vec<Saved> {
+        // The dims of a parameter in files, whatever they are on several devices.
+        let dims = |s: &StateSpec| match s.role {
+            Role::Param | Role::Moment(_) | Role::Ema | Role::Target => {
+                self.program.params.iter().find(|p| p.name == s.name).map(|p| p.dims.clone())
+            }
+            _ => None,
+        };
+        let mut saved = vec![];
+        for (input, spec) in self.program.state.iter().enumerate() {
+            if let Some((file, name)) = place_of(spec) {
+                let ty = Type::new(spec.ty.dtype, dims(spec).unwrap_or_else(|| spec.ty.dims.clone()));
+                saved.push(Saved { file, name, ty, input });
+            }
+        }
+        let averaged = saved.iter().any(|s| s.file == Place::Ema);
+        for (input, name, ty) in self.frozen() {
+            if averaged {
+                saved.push(Saved { file: Place::Ema, name: name.clone(), ty: ty.clone(), input });
+            }
+            saved.push(Saved { file: Place::Model, name, ty, input });
+        }
+        saved
     }
 
     /// The network's own frozen parameters: input, name, type. A teacher's are in its run.
     fn frozen(&self) -> Vec<(usize, String, Type)> {
         let all = self.program.frozen_inputs().zip(&self.program.frozen);
         let own = all.filter(|(_, s)| s.name.split('.').next() != Some(TEACHER));
-        own.map(|(i, s)| (i, s.name.clone(), s.ty())).collect()
+        own.map(|(i, s)| (i, s.name.clone(), Type::f32(s.dims.clone()))).collect()
     }
 
     /// Writes a checkpoint of the steps done and removes old ones.
@@ -232,10 +280,29 @@ impl Trainer {
             step: self.step,
             cursor: self.step * self.resolved.batch() as u64,
             seed: train.seed,
-            device: self.device.name().to_string(),
+            device: self.device().name().to_string(),
+            mesh: self.placed.mesh().axes.iter().map(|(name, size)| (name.to_string(), *size)).collect(),
             files: BTreeMap::new(),
         };
-        let path = checkpoint::write(folder, &self.checkpoint()?, state)?;
+        let saved = self.saved();
+        let split = saved.iter().any(|s| !self.placed.ty(s.input).sharding.is_replicated());
+        let path = match split {
+            false => checkpoint::write(folder, &self.checkpoint()?, state)?,
+            true => {
+                let of = |s: Saved| shards::Split {
+                    file: s.file.name(),
+                    name: s.name,
+                    dims: s.ty.dims,
+                    ty: self.placed.ty(s.input).clone(),
+                    input: s.input,
+                };
+                let tensors: Vec<shards::Split> = saved.into_iter().map(of).collect();
+                checkpoint::write_with(folder, state, |folder| {
+                    let read = |input, rank| self.placed.read_part(input, rank);
+                    shards::write(folder, self.placed.mesh(), self.team.ranks(), &tensors, read)
+                })?
+            }
+        };
         checkpoint::prune(folder, train.keep, train.keep_every)?;
         Ok(path)
     }
@@ -253,28 +320,18 @@ impl Trainer {
             return Err(Error::Checkpoint(message));
         }
         self.fit_scaling(&mut saved.optimizer)?;
-        let in_file = |file: Place| -> Vec<(usize, String, Type)> {
-            let state = self.program.state.iter().enumerate();
-            let placed = state.filter_map(|(i, s)| place_of(s).map(|(file, name)| (file, i, name, s.ty.clone())));
-            placed.filter(|p| p.0 == file).map(|(_, i, name, ty)| (i, name, ty)).collect()
-        };
-        let frozen = self.frozen();
-        let [mut model, mut ema, optimizer] = [Place::Model, Place::Ema, Place::Optimizer].map(in_file);
-        if !ema.is_empty() {
-            ema.extend(frozen.iter().cloned());
-        }
-        model.extend(frozen);
+        let wanted = self.saved();
         let mut fitted: Vec<(usize, Array)> = vec![];
-        for (name, saved, wanted) in
-            [("model", saved.model, model), ("ema", saved.ema, ema), ("optimizer", saved.optimizer, optimizer)]
+        for (place, saved) in
+            [(Place::Model, saved.model), (Place::Ema, saved.ema), (Place::Optimizer, saved.optimizer)]
         {
-            let file = path.join(format!("{name}.safetensors"));
-            let types: Vec<(String, Type)> = wanted.iter().map(|(_, n, ty)| (n.clone(), ty.clone())).collect();
-            let arrays = tensors::fit(&file, saved, &types)?;
-            fitted.extend(wanted.into_iter().map(|(i, ..)| i).zip(arrays));
+            let own = || wanted.iter().filter(|s| s.file == place);
+            let types: Vec<(String, Type)> = own().map(|s| (s.name.clone(), s.ty.clone())).collect();
+            let arrays = tensors::fit(&checkpoint::single(path, place.name()), saved, &types)?;
+            fitted.extend(own().map(|s| s.input).zip(arrays));
         }
         for (i, array) in fitted {
-            self.bound.inputs()[i].write(&array)?;
+            self.placed.write(i, &array.reshaped(self.placed.ty(i).dims.clone()))?;
         }
         self.clear_bad_step()?;
         self.step = state.step;
@@ -288,7 +345,7 @@ impl Trainer {
         {
             let saved = optimizer.iter().any(|(n, _)| n == name);
             match self.program.state_index(role, name) {
-                Some(at) if !saved => optimizer.push((name.into(), self.bound.inputs()[at].download()?)),
+                Some(at) if !saved => optimizer.push((name.into(), self.placed.read(at)?)),
                 None if saved => optimizer.retain(|(n, _)| n != name),
                 Some(_) | None => {}
             }
@@ -298,7 +355,7 @@ impl Trainer {
 
     fn clear_bad_step(&self) -> Result<()> {
         let at = self.state_index(Role::BadStep, "bad_step")?;
-        Ok(self.bound.inputs()[at].write(&Array::u32([], &[NO_BAD_STEP]))?)
+        Ok(self.placed.write(at, &Array::u32([], &[NO_BAD_STEP]))?)
     }
 
     /// Starts from published or earlier weights instead of random ones; averages start from them too. Parameters of
@@ -307,18 +364,19 @@ impl Trainer {
         let frozen = self.frozen();
         let params = &self.program.params;
         let own: Vec<usize> = (0..params.len()).filter(|&i| !train_only(&params[i].name)).collect();
-        let mut wanted: Vec<(String, Type)> = own.iter().map(|&i| (params[i].name.clone(), params[i].ty())).collect();
+        let mut wanted: Vec<(String, Type)> =
+            own.iter().map(|&i| (params[i].name.clone(), Type::f32(params[i].dims.clone()))).collect();
         wanted.extend(frozen.iter().map(|(_, name, ty)| (name.clone(), ty.clone())));
         let arrays = tensors::fit(path, weights, &wanted)?;
         let mut start = dnx_models::init::init(params, self.resolved.config.train.seed);
         for (&i, array) in own.iter().zip(&arrays) {
-            start[i] = array.clone();
+            start[i] = array.reshaped(params[i].ty().dims);
         }
-        for (array, buffer) in self.program.state_from(&start).iter().zip(self.bound.inputs()) {
-            buffer.write(array)?;
+        for (i, array) in self.program.state_from(&start).iter().enumerate() {
+            self.placed.write(i, array)?;
         }
         for (array, (i, ..)) in arrays[own.len()..].iter().zip(frozen) {
-            self.bound.inputs()[i].write(array)?;
+            self.placed.write(i, &array.reshaped(self.placed.ty(i).dims.clone()))?;
         }
         Ok(())
     }
@@ -330,6 +388,26 @@ enum Place {
     Model,
     Ema,
     Optimizer,
+}
+
+impl Place {
+    fn name(self) -> &'static str {
+        match self {
+            Place::Model => "model",
+            Place::Ema => "ema",
+            Place::Optimizer => "optimizer",
+        }
+    }
+}
+
+/// A tensor that checkpoints keep.
+struct Saved {
+    file: Place,
+    name: String,
+    /// As it is in the file.
+    ty: Type,
+    /// The input of the step that it is.
+    input: usize,
 }
 
 /// Where a checkpoint keeps a state tensor, and under which name. A saved state is always that before the bad step;

@@ -121,7 +121,7 @@ fn step(
     precision: Precision,
 ) -> Result<Case> {
     let network = network.resolve(data)?;
-    let options = StepOptions { batch, accumulate: 1, level_bins: 0, scaling: None };
+    let options = StepOptions { batch, accumulate: 1, level_bins: 0, scaling: None, ..StepOptions::default() };
     let program =
         train_step(&network, &Preset::Sit.process(), &OptimConfig::default(), &EmaConfig::default(), &options)?;
     let mut inputs = program.initial_state(0);

@@ -11,6 +11,7 @@
 
 use super::{FAKE_NOISE, FAKE_TIME, HEAD_NOISE, HEAD_TIME, Model, Scene};
 use crate::layers::linear_xavier;
+use crate::layout::settled;
 use crate::params::Scope;
 use crate::process::{Loss, Real, TimeDomain, Times};
 use crate::{Error, Result};
@@ -129,7 +130,7 @@ impl<'g> Scene<'_, 'g> {
             }
             let total = per_sample + generator;
             debug_assert_eq!(total.dims(), [batch]);
-            Loss { per_sample: total, mean: total.mean_all(), position: process.position(&level) }
+            Loss { per_sample: total, mean: settled(total.mean_all()), position: process.position(&level) }
         })
     }
 

@@ -23,6 +23,7 @@ pub use regression::{Resampling, Variance};
 pub use scm::Scm;
 
 use super::{Draws, Level, Loss, Path, Prediction, Process, Times};
+use crate::layout::settled;
 use crate::network::{Inputs, Network, Outputs};
 use crate::params::{Block, Scope};
 use crate::{Error, Result, streams};
@@ -304,7 +305,7 @@ impl<'g> Model<'_, 'g> {
         named.extend(call.label.map(|t| ("label", t)));
         let types: Vec<(&str, Type)> = named.iter().map(|(name, t)| (*name, t.ty())).collect();
         let (second, labelled) = (call.second.is_some(), call.label.is_some());
-        let block = Block::build("network", &types, |s, t| {
+        let block = Block::build(self.scope, "", "network", &types, |s, t| {
             let (x, time, sigma) = (t[0], t[1], t[2]);
             let second = second.then(|| t[3]);
             let label = labelled.then(|| t[t.len() - 1]);
@@ -408,7 +409,7 @@ impl<'a, 'g> Scene<'a, 'g> {
 
     /// A loss whose batch mean is minimised.
     fn mean_of(&self, per_sample: Tensor<'g>, level: &Level<Tensor<'g>>) -> Loss<'g> {
-        Loss { per_sample, mean: per_sample.mean_all(), position: self.model.process.position(level) }
+        Loss { per_sample, mean: settled(per_sample.mean_all()), position: self.model.process.position(level) }
     }
 
     /// Times of the process's own law from another stream.
