@@ -355,7 +355,7 @@ impl Trainer {
 
     fn clear_bad_step(&self) -> Result<()> {
         let at = self.state_index(Role::BadStep, "bad_step")?;
-        Ok(self.placed.write(at, &Array::u32([], &[NO_BAD_STEP]))?)
+        self.placed.write(at, &Array::u32([], &[NO_BAD_STEP]))
     }
 
     /// Starts from published or earlier weights instead of random ones; averages start from them too. Parameters of

@@ -31,14 +31,12 @@ use dnx_ir::{Builder, DType, Func, Mesh, Node, Op, Sharding, Type, ValueId, bail
 /// # Errors
 /// A global program with explicit collectives, or attention that can't be divided; names the op and its model path.
 pub fn partition(func: &Func) -> Result<Func> {
+    let reshards = |n: &Node| matches!(n.op, Op::Reshard { .. });
     if func.mesh.devices() == 1 {
-        return if func.mesh.axes.is_empty() {
-            Ok(func.clone())
-        } else {
-            single::strip(func).in_stage(Stage::Partition)
-        };
+        let placed = !func.mesh.axes.is_empty() || func.nodes.iter().any(reshards);
+        return if placed { single::strip(func).in_stage(Stage::Partition) } else { Ok(func.clone()) };
     }
-    let global = |n: &Node| matches!(n.op, Op::Reshard { .. }) || n.results.iter().any(|&v| is_split(func.ty(v)));
+    let global = |n: &Node| reshards(n) || n.results.iter().any(|&v| is_split(func.ty(v)));
     if !func.nodes.iter().any(global) {
         return Ok(func.clone());
     }

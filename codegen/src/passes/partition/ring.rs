@@ -90,7 +90,11 @@ impl Ring<'_> {
             Form::Forward | Form::Jvp => vec![types[0].dtype, DType::F32],
             Form::Backward => vec![types[0].dtype; 3],
         };
-        let mut x = x.to_vec();
+        // Backward, keys and values go round once more: those that came by in the forward pass are not kept until then.
+        let mut x = match self.spec.form {
+            Form::Forward | Form::Jvp => x.to_vec(),
+            Form::Backward => self.b.emit_multi(Op::OptimizationBarrier, x)?,
+        };
         let mut total: Vec<ValueId> = vec![];
         for turn in 0..turns {
             let part = self.spec.emit(self.b, &x)?;

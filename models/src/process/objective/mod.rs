@@ -23,7 +23,7 @@ pub use regression::{Resampling, Variance};
 pub use scm::Scm;
 
 use super::{Draws, Level, Loss, Path, Prediction, Process, Times};
-use crate::layout::settled;
+use crate::layout::{beside, settled};
 use crate::network::{Inputs, Network, Outputs};
 use crate::params::{Block, Scope};
 use crate::{Error, Result, streams};
@@ -251,16 +251,19 @@ impl<'g> Model<'_, 'g> {
     /// The call for states `x` at a level.
     pub fn inputs(&self, x: Tensor<'g>, level: &Level<Tensor<'g>>, label: Option<Tensor<'g>>) -> Inputs<'g> {
         let c = self.process.coefficients(level);
-        let time = self.process.time_input(level);
+        let x = x * c.c_in.expand_right(x.rank());
+        // What there is one of per sample lies where the sample is.
+        let time = beside(self.process.time_input(level), x);
+        let label = match (self.network.classes(), label) {
+            (0, _) => None,
+            (classes, None) => Some(x.graph().full(DType::I32, &[x.dim(0)], classes as f64)),
+            (_, label) => label,
+        };
         Inputs {
-            x: x * c.c_in.expand_right(x.rank()),
+            x,
             time,
-            sigma: level.sigma,
-            label: match (self.network.classes(), label) {
-                (0, _) => None,
-                (classes, None) => Some(x.graph().full(DType::I32, &[x.dim(0)], classes as f64)),
-                (_, label) => label,
-            },
+            sigma: beside(level.sigma, x),
+            label: label.map(|label| beside(label, x)),
             second: self.network.second_time().then(|| time.full_like(0.0)),
         }
     }

@@ -1,0 +1,249 @@
+//! Training over meshes on real devices: numbers of one device, volumes of the theory, memory that falls with devices.
+
+use dnx_codegen::stats::{CollectiveStats, Stats};
+use dnx_codegen::{Options, Target, compile};
+use dnx_ir::attention::attention;
+use dnx_ir::parts::{part, whole};
+use dnx_ir::{Array, DType, Func, Graph, Mesh, Sharding, Type};
+use dnx_models::layout::Layout;
+use dnx_models::network::{DitConfig, MlpConfig, Network, Remat};
+use dnx_models::optim::{EmaConfig, OptimConfig, Rule};
+use dnx_models::process::Preset;
+use dnx_models::step::{Role, StepOptions, TrainProgram, train_step};
+use dnx_runtime::Team;
+
+type Axes = [(&'static str, usize)];
+
+fn mlp() -> Network {
+    Network::Mlp(MlpConfig { dims: Some(2), hidden: 64, time_width: 32, classes: Some(0), ..MlpConfig::default() })
+}
+
+fn dit(remat: Remat) -> DitConfig {
+    DitConfig {
+        dim: Some(64),
+        depth: Some(2),
+        heads: Some(4),
+        patch: 2,
+        image: Some(8),
+        channels: Some(1),
+        classes: Some(3),
+        remat,
+        ..DitConfig::default()
+    }
+}
+
+fn step(network: &Network, batch: usize, axes: &Axes) -> TrainProgram {
+    let optim = OptimConfig { kind: Rule::Sgd, lr: 1e-2, clip: 1.0, ..OptimConfig::default() };
+    let layout = Layout::new(axes.iter().copied(), []).unwrap();
+    let options = StepOptions { batch, accumulate: 1, layout, ..StepOptions::default() };
+    train_step(network, &Preset::Sit.process(), &optim, &EmaConfig::default(), &options).unwrap()
+}
+
+/// Numbers in `[-scale, scale]`.
+fn numbers(ty: &Type, seed: usize, scale: f64) -> Array {
+    let value = |i: usize| (((i * 37 + seed * 11) % 101) as f64 / 50.0 - 1.0) * scale;
+    let data: Vec<f64> =
+        (0..ty.elems()).map(|i| if ty.dtype == DType::I32 { (i % 3) as f64 } else { value(i) }).collect();
+    Array::from_f64(Type::new(ty.dtype, ty.dims.clone()), &data)
+}
+
+fn inputs(p: &TrainProgram) -> Vec<Array> {
+    let params: Vec<Array> = p.params.iter().enumerate().map(|(i, s)| numbers(&s.ty(), i, 0.15)).collect();
+    let mut inputs = p.state_from(&params);
+    inputs.extend(p.constants(3));
+    inputs.extend(p.batch.iter().map(|port| numbers(&port.ty, 5, 1.0)));
+    inputs
+}
+
+/// Runs a function over its mesh on a team, `times` times; gives the results, whole.
+fn run(team: &Team, func: &Func, donate: &[(usize, usize)], args: &[Array], times: usize) -> Vec<Array> {
+    let (mesh, types) = (&func.mesh, func.param_types());
+    let local = |rank: usize| {
+        let own: Vec<Array> =
+            args.iter().zip(&types).map(|(a, ty)| part(a, &ty.sharding, mesh, rank).unwrap()).collect();
+        team.upload_all(rank, &own).unwrap()
+    };
+    let bound = team.compile(func, donate).unwrap().bind(&team.ranks().map(local).collect::<Vec<_>>()).unwrap();
+    (0..times).for_each(|_| bound.run().unwrap());
+    let result = |(i, ty): (usize, &Type)| {
+        let parts: Vec<Array> = team.ranks().map(|r| bound.outputs(r).unwrap()[i].download().unwrap()).collect();
+        whole(&parts, ty, mesh).unwrap()
+    };
+    func.result_types().into_iter().enumerate().map(result).collect()
+}
+
+fn assert_near(what: &str, a: &Array, b: &Array) {
+    let (a, b) = (a.to_f64_vec(), b.to_f64_vec());
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let apart = norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-3);
+    assert!(apart < 1e-5, "{what} is {apart:e} apart");
+}
+
+/// Two steps on a team give the losses and the state of two steps on one cpu device.
+fn check(network: &Network, axes: &Axes, device: &str) {
+    let one = step(network, 8, &[]);
+    let many = step(network, 8, axes);
+    let cpu = Team::open(Some("cpu")).unwrap();
+    let wanted = run(&cpu, &one.func, &one.donate, &inputs(&one), 2);
+    let devices = many.func.mesh.devices();
+    let team = Team::open(Some(&format!("{device}*{devices}"))).unwrap_or_else(|e| panic!("{e}"));
+    let got = run(&team, &many.func, &many.donate, &inputs(&many), 2);
+    for (i, (a, b)) in got.iter().zip(&wanted).enumerate() {
+        let name = one.state.get(i).map_or("a metric".to_string(), |s| format!("{:?} {}", s.role, s.name));
+        assert_near(&format!("{device} {axes:?}: {name}"), a, b);
+    }
+}
+
+#[test]
+fn cpu_devices_train_as_one() {
+    for axes in [&[("data", 2)][..], &[("fsdp", 4)], &[("data", 2), ("fsdp", 2)], &[("data", 8)]] {
+        check(&mlp(), axes, "cpu");
+    }
+    let meshes: [&Axes; 6] = [
+        &[("data", 4)],
+        &[("fsdp", 2)],
+        &[("tensor", 4)],
+        &[("sequence", 4)],
+        &[("data", 2), ("fsdp", 2), ("tensor", 2)],
+        &[("fsdp", 2), ("sequence", 2), ("tensor", 2)],
+    ];
+    for axes in meshes {
+        check(&Network::Dit(dit(Remat::Block)), axes, "cpu");
+    }
+}
+
+#[test]
+fn gpu_devices_train_as_one() {
+    let meshes: [&Axes; 3] = [&[("data", 2)], &[("fsdp", 2), ("tensor", 2)], &[("sequence", 2)]];
+    for axes in meshes {
+        check(&Network::Dit(dit(Remat::None)), axes, "vulkan:llvmpipe");
+    }
+}
+
+/// What a device exchanges in a step on the cpu.
+fn exchanged(p: &TrainProgram) -> Vec<CollectiveStats> {
+    let options = Options::new(Target::Cpu).with_donate(&p.donate);
+    Stats::of(&compile(&p.func, &options).unwrap().exec, 0, 0).collectives
+}
+
+fn volume(of: &[CollectiveStats], axes: &str, kinds: &[&str]) -> f64 {
+    of.iter().filter(|c| c.axes == axes && kinds.contains(&&*c.kind)).map(|c| c.ring_bytes as f64).sum()
+}
+
+/// Bytes of the parameters for which `which` holds.
+fn bytes(p: &TrainProgram, which: impl Fn(&Type) -> bool) -> f64 {
+    let params = p.state.iter().filter(|s| s.role == Role::Param && which(&s.ty));
+    params.map(|s| s.ty.elems() as f64 * 4.0).sum()
+}
+
+/// Per device and step: `2 (n - 1) / n` of the gradients with replicated parameters; `3 (n - 1) / n` of the weights with
+/// split ones, two gathers and a scatter, where blocks are recomputed, and `2 (n - 1) / n` where gathered weights are kept.
+#[test]
+fn volumes_are_those_of_the_theory() {
+    for n in [2, 4, 8] {
+        let share = (n as f64 - 1.0) / n as f64;
+        let p = step(&Network::Dit(dit(Remat::None)), 8, &[("data", n)]);
+        let moved = volume(&exchanged(&p), "data", &["all_reduce"]);
+        let theory = 2.0 * share * bytes(&p, |_| true);
+        // The loss and the like are a few scalars more.
+        assert!((moved / theory - 1.0).abs() < 1e-3, "data={n}: {moved}, by theory {theory}");
+
+        for (remat, times) in [(Remat::None, 2.0), (Remat::Block, 3.0)] {
+            let p = step(&Network::Dit(dit(remat)), 8, &[("fsdp", n)]);
+            let moved = volume(&exchanged(&p), "fsdp", &["all_gather", "reduce_scatter"]);
+            let in_blocks = |s: &dnx_models::step::StateSpec| s.name.starts_with("blocks.");
+            let sized = |blocks: bool| -> f64 {
+                let params = p.state.iter().filter(|s| s.role == Role::Param && !s.ty.sharding.is_replicated());
+                params.filter(|s| in_blocks(s) == blocks).map(|s| s.ty.elems() as f64 * 4.0).sum()
+            };
+            let frozen: f64 = p.frozen.iter().map(|s| s.elems() as f64 * 4.0).filter(|&b| b >= 16384.0).sum();
+            // Outside of blocks nothing is recomputed, and what is frozen is gathered alone.
+            let theory = share * (times * sized(true) + 2.0 * sized(false) + frozen);
+            assert!((moved / theory - 1.0).abs() < 1e-6, "fsdp={n} {remat:?}: {moved}, by theory {theory}");
+        }
+
+        if n <= 4 {
+            // Each block sums activations twice forward and their cotangents twice backward: 4 sums of [B, T, D].
+            let p = step(&Network::Dit(dit(Remat::None)), 8, &[("tensor", n)]);
+            let activations = 8.0 * 16.0 * 64.0 * 4.0;
+            let moved = volume(&exchanged(&p), "tensor", &["all_reduce"]);
+            let theory = 2.0 * share * 4.0 * 2.0 * activations;
+            assert!((moved / theory - 1.0).abs() < 0.02, "tensor={n}: {moved}, by theory {theory}");
+        }
+    }
+}
+
+/// Weights, moments and averages of a device are `1 / n` of all, by the plan and as allocated.
+#[test]
+fn states_fall_with_the_number_of_devices() {
+    let network = Network::Mlp(MlpConfig {
+        hidden: 512,
+        ..match mlp() {
+            Network::Mlp(c) => c,
+            _ => unreachable!(),
+        }
+    });
+    let held = |axes: &Axes| -> (f64, f64) {
+        let p = step(&network, 16, axes);
+        let devices = p.func.mesh.devices();
+        let team = Team::open(Some(&format!("cpu*{devices}"))).unwrap();
+        let program = team.compile(&p.func, &p.donate).unwrap();
+        let state = p.state.len();
+        let planned: usize = program.exec().inputs[..state].iter().map(|port| port.ty.device_bytes()).sum();
+        let types = p.func.param_types();
+        let mesh = &p.func.mesh;
+        let local = |rank: usize| {
+            let own: Vec<Array> =
+                inputs(&p).iter().zip(&types).map(|(a, ty)| part(a, &ty.sharding, mesh, rank).unwrap()).collect();
+            team.upload_all(rank, &own).unwrap()
+        };
+        let bound = program.bind(&team.ranks().map(local).collect::<Vec<_>>()).unwrap();
+        let allocated: usize = bound.inputs(devices - 1).unwrap()[..state].iter().map(|b| b.ty().device_bytes()).sum();
+        (planned as f64, allocated as f64)
+    };
+    let (whole, _) = held(&[]);
+    for n in [2, 4, 8] {
+        let (planned, allocated) = held(&[("fsdp", n)]);
+        assert_eq!(planned, allocated);
+        let ratio = planned * n as f64 / whole;
+        assert!(ratio < 1.1, "fsdp={n}: a device holds {ratio:.3} of its share");
+    }
+}
+
+/// 8192 tokens on four devices: the memory of each, and the numbers of attention with its gradients.
+#[test]
+fn long_sequences_go_round_a_ring() {
+    let network = Network::Dit(DitConfig {
+        depth: Some(4),
+        patch: 1,
+        image: Some(128),
+        width: Some(64),
+        channels: Some(4),
+        classes: Some(0),
+        ..dit(Remat::None)
+    });
+    let peak = |axes: &Axes| {
+        let p = step(&network, 2, axes);
+        compile(&p.func, &Options::new(Target::Cpu).with_donate(&p.donate)).unwrap().exec.peak_bytes as f64
+    };
+    let ratio = peak(&[("sequence", 4)]) / peak(&[]);
+    assert!(ratio <= 0.3, "a device of four has {ratio:.3} of the memory of one");
+
+    let program = |mesh: &Mesh| -> Func {
+        let split = match mesh.devices() {
+            1 => Sharding::replicated(),
+            _ => Sharding::new(vec![vec![], vec!["sequence".into()], vec![], vec![]], vec![]),
+        };
+        let g = Graph::on_mesh("attend", mesh.clone());
+        let [q, k, v] = ["q", "k", "v"].map(|n| g.param(n, Type::f32([1, 8192, 1, 16]).with_sharding(split.clone())));
+        let (o, _) = attention(q, k, v, None, 0.25, false);
+        let f = g.finish(&[o.square().sum_all().reshard(Sharding::replicated()), o]).unwrap();
+        dnx_autodiff::value_and_grad(&f, &[0, 1, 2]).unwrap()
+    };
+    let args: Vec<Array> = (0..3).map(|i| numbers(&Type::f32([1, 8192, 1, 16]), 3 * i, 2.0)).collect();
+    let of = |mesh: Mesh, device: &str| run(&Team::open(Some(device)).unwrap(), &program(&mesh), &[], &args, 1);
+    let (one, four) = (of(Mesh::single(), "cpu"), of(Mesh::new(&[("sequence", 4)]), "cpu*4"));
+    for (i, (a, b)) in four.iter().zip(&one).enumerate() {
+        assert_near(&format!("result {i} at 8192 tokens"), a, b);
+    }
+}

@@ -1,0 +1,107 @@
+//! Runs over meshes: checkpoints in parts, resumed over other meshes, and what is refused.
+
+use dnx_ir::Array;
+use dnx_runtime::{Device, Team};
+use dnx_train::checkpoint;
+use dnx_train::config::{Config, Resolved, Source};
+use dnx_train::data::Dataset;
+use dnx_train::run::{Existing, RunFolder};
+use dnx_train::{FitOptions, Trainer};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+const BASE: &str = "[model]\nkind = \"dit\"\ndim = 64\ndepth = 1\nheads = 4\npatch = 8\n\
+                    [data]\nkind = \"shapes\"\nbatch = 8\ncount = 64\n\
+                    [train]\nsample_every = 0\ncheckpoint_every = 0\n[log]\ntensorboard = false\n";
+
+fn resolved(steps: u64, mesh: &str) -> Result<(Resolved, Arc<Dataset>), dnx_train::Error> {
+    let sets = [format!("train.steps={steps}"), format!("mesh.axes={{ {mesh} }}")];
+    let source = Source::new("test.toml", BASE, &sets)?;
+    let raw: Config = source.parse()?;
+    let data = Arc::new(Dataset::open(&raw.data, 0)?);
+    Ok((Config::resolve(source, Some(&data))?, data))
+}
+
+fn trainer(steps: u64, mesh: &str) -> Trainer {
+    let (resolved, data) = resolved(steps, mesh).unwrap();
+    let team = Team::open(Some(&format!("cpu*{}", resolved.layout.devices()))).unwrap();
+    Trainer::over(resolved, &team, data).unwrap()
+}
+
+fn fit(trainer: &mut Trainer, folder: &Path, existing: Existing) {
+    let options = FitOptions { existing: &existing, stop: &AtomicBool::new(false), quiet: true };
+    trainer.fit(&RunFolder::at(folder), options).unwrap();
+}
+
+fn loss(trainer: &Trainer) -> f64 {
+    trainer.metrics().unwrap().iter().find(|(name, _)| name == "loss").unwrap().1
+}
+
+fn sorted(mut tensors: Vec<(String, Array)>) -> Vec<(String, Array)> {
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    tensors
+}
+
+/// Saved over one mesh, loaded over any other: the same bits, and a loss that goes on as on one device.
+#[test]
+fn a_checkpoint_goes_on_over_any_mesh() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut whole = trainer(4, "");
+    fit(&mut whole, &dir.path().join("one"), Existing::Refuse);
+    let goal = loss(&whole);
+    for (from, to) in
+        [("fsdp = 2, tensor = 2", "data = 2"), ("data = 4", "fsdp = 2"), ("fsdp = 4", ""), ("", "sequence = 2")]
+    {
+        let folder = dir.path().join(format!("{from} to {to}").replace([' ', '='], ""));
+        fit(&mut trainer(2, from), &folder, Existing::Refuse);
+        let saved = folder.join("checkpoints/step-000002");
+        let (before, state) = checkpoint::read(&saved).unwrap();
+        assert_eq!(state.mesh.len(), from.matches('=').count());
+        assert_eq!(saved.join("model.safetensors.index.json").is_file(), from.contains("fsdp"));
+        let mut on = trainer(4, to);
+        on.restore(&saved).unwrap();
+        let after = on.checkpoint().unwrap();
+        for (a, b) in [(before.model, after.model), (before.ema, after.ema), (before.optimizer, after.optimizer)] {
+            assert_eq!(sorted(a), sorted(b), "{from} to {to}");
+        }
+        fit(&mut on, &folder, Existing::Resume(None));
+        let apart = (loss(&on) / goal - 1.0).abs();
+        assert!(apart < 1e-5, "{from} to {to}: {} and {goal}", loss(&on));
+    }
+}
+
+/// Interrupted and resumed over the same mesh, a run has the bits of one that never was.
+#[test]
+fn resume_over_a_mesh_is_exact() {
+    let dir = tempfile::tempdir().unwrap();
+    let mesh = "data = 2, fsdp = 2";
+    fit(&mut trainer(3, mesh), &dir.path().join("a"), Existing::Refuse);
+    fit(&mut trainer(1, mesh), &dir.path().join("b"), Existing::Refuse);
+    fit(&mut trainer(3, mesh), &dir.path().join("b"), Existing::Resume(None));
+    let read = |run: &str| checkpoint::read(&dir.path().join(run).join("checkpoints/step-000003")).unwrap().0;
+    let (a, b) = (read("a"), read("b"));
+    assert_eq!((a.model, a.ema, a.optimizer), (b.model, b.ema, b.optimizer));
+}
+
+#[test]
+fn what_does_not_fit_a_mesh_is_said() {
+    let refused = |mesh: &str, devices: &str| -> String {
+        let made = resolved(1, mesh).and_then(|(resolved, data)| {
+            Trainer::over(resolved, &Team::open(Some(devices)).unwrap(), data).map(|_| ())
+        });
+        made.unwrap_err().to_string()
+    };
+    for (mesh, devices, wanted) in [
+        ("data = 2", "cpu", "asks for 2 devices"),
+        ("data = 3", "cpu*3", "3 devices can't share evenly"),
+        ("tensor = 3", "cpu*3", "does not divide the 4 heads"),
+        ("odd = 2", "cpu*2", "splits nothing"),
+        ("sequence = 3", "cpu*3", "sequence"),
+    ] {
+        let message = refused(mesh, devices);
+        assert!(message.contains(wanted), "{mesh}: {message}");
+    }
+    let (resolved, data) = resolved(1, "").unwrap();
+    assert!(Trainer::new(resolved, &Device::cpu(), data).is_ok());
+}
