@@ -80,15 +80,17 @@ impl Layout {
             layout.rules.push((pattern.to_string(), split));
         }
         for &(name, size) in &axes {
-            let key = format!("mesh.axes.{name}");
             if size == 0 {
-                return Err(Error::config(key, "is 0; an axis has at least one device"));
+                let message = format!("axis {name} is 0; an axis has at least one device");
+                return Err(Error::config("mesh.axes", message));
             }
             let known = BATCH.contains(&name) || [TENSOR_AXIS, SEQUENCE].contains(&name);
             let ruled = || layout.rules.iter().any(|(_, dims)| dims.iter().flatten().any(|a| &**a == name));
             if !known && size > 1 && !ruled() {
-                let message = "splits nothing: axes are data, fsdp, tensor and sequence, or what mesh.rules name";
-                return Err(Error::config(key, message));
+                let message = format!(
+                    "axis {name} splits nothing: axes are data, fsdp, tensor and sequence, or what mesh.rules name"
+                );
+                return Err(Error::config("mesh.axes", message));
             }
         }
         let axes: Vec<(&str, usize)> = axes.into_iter().filter(|&(_, size)| size > 1).collect();

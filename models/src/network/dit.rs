@@ -201,8 +201,9 @@ impl DitConfig {
         let Shape { dim, patch, height, width, .. } = shape;
         let layout = s.layout();
         if !shape.heads.is_multiple_of(layout.tensor()) {
-            let message = format!("is {}, which does not divide the {} heads", layout.tensor(), shape.heads);
-            return Err(Error::config("mesh.axes.tensor", message));
+            let message =
+                format!("axis tensor is {}, which does not divide the {} heads", layout.tensor(), shape.heads);
+            return Err(Error::config("mesh.axes", message));
         }
         // Rows of patches are runs of tokens.
         let x = layout.along_sequence(call.x, 1);
