@@ -202,7 +202,7 @@ fn wrong_configurations_end_with_status_2_and_a_place() {
     refused(&["--set", "train.accumulate=5"], &["--set train.accumulate=5", "does not divide"]);
     refused(&["--set", "data.kind=mnist"], &["needs path"]);
     refused(&["--set", "data.kind=mnist", "--set", "data.path=nowhere"], &["nowhere", "no such folder"]);
-    refused(&["--mesh", "data=2", "--device", "cpu"], &["--set mesh.axes", "asks for 2 devices", "cpu*2"]);
+    refused(&["--mesh", "data=2"], &["--set mesh.axes", "asks for 2 devices", "cpu*2"]);
     refused(&["--mesh", "odd=2"], &["--set mesh.axes", "splits nothing", "tensor"]);
     refused(&["--mesh", "data"], &["data=2,fsdp=2"]);
     assert!(!dir.path().join("run").exists(), "a refused run left a folder");
