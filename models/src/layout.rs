@@ -213,9 +213,11 @@ pub fn settled(t: Tensor<'_>) -> Tensor<'_> {
     if sharding.unreduced.is_empty() { t } else { t.reshard(Sharding::new(sharding.dims, vec![])) }
 }
 
-/// Values `[B]`, one per sample of `x` `[B, ..]`, split over the devices as the samples are.
+/// Values `[B, ..]` that belong to the samples of `x` `[B, ..]`, split over the devices as the samples are.
 pub fn beside<'g>(values: Tensor<'g>, x: Tensor<'g>) -> Tensor<'g> {
-    let samples = Sharding::new(vec![x.ty().sharding.dim(0).to_vec()], vec![]);
+    let mut dims = vec![vec![]; values.rank()];
+    dims[0] = x.ty().sharding.dim(0).to_vec();
+    let samples = Sharding::new(dims, vec![]);
     if values.ty().sharding == samples { values } else { values.reshard(samples) }
 }
 

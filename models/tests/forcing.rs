@@ -4,6 +4,7 @@
 use dnx_ir::interp::{Precision, eval};
 use dnx_ir::threefry::key;
 use dnx_ir::{Array, DType, Graph, Type};
+use dnx_models::Layout;
 use dnx_models::loss::LossOptions;
 use dnx_models::network::{Inputs, SequenceConfig};
 use dnx_models::process::{Model, Process, ProcessConfig, Scene, SelfForcing, Teacher};
@@ -87,7 +88,15 @@ fn diffusion_forcing_draws_a_level_for_every_token() {
     let (tokens, batch, bins) = (5, 400, 4);
     let p = process("preset = \"diffusion_forcing\"\nsigma_data = 1.0\nlabel_dropout = 0.0");
     let network = sequence(tokens, true, 0);
-    let options = LossOptions { network: &network, process: &p, teacher: None, batch, accumulate: 1, level_bins: bins };
+    let options = LossOptions {
+        network: &network,
+        process: &p,
+        teacher: None,
+        batch,
+        accumulate: 1,
+        level_bins: bins,
+        layout: &Layout::single(),
+    };
     let program = options.build().unwrap();
     let specs = program.params.iter().chain(&program.frozen);
     let mut inputs: Vec<Array> = specs.map(|s| s.init.draw(&s.dims, key(5))).collect();
@@ -289,6 +298,7 @@ fn self_forcing_of_one_token_is_distribution_matching() {
             batch: 2,
             accumulate: 1,
             level_bins: 0,
+            layout: &Layout::single(),
         };
         let program = options.build().unwrap();
         let draw =
@@ -315,11 +325,19 @@ fn self_forcing_of_one_token_is_distribution_matching() {
 fn impossible_forcing_says_why() {
     let fails = |text: &str, network: &Network| {
         let p = process(text);
-        LossOptions { network, process: &p, teacher: None, batch: 2, accumulate: 1, level_bins: 0 }
-            .build()
-            .err()
-            .expect("an error")
-            .to_string()
+        LossOptions {
+            network,
+            process: &p,
+            teacher: None,
+            batch: 2,
+            accumulate: 1,
+            level_bins: 0,
+            layout: &Layout::single(),
+        }
+        .build()
+        .err()
+        .expect("an error")
+        .to_string()
     };
     let mlp = Network::Mlp(Default::default()).resolve(&DataSpec { dims: vec![2], classes: 0 }).unwrap();
     let e = fails("preset = \"diffusion_forcing\"", &mlp);

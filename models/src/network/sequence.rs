@@ -8,7 +8,7 @@
 use super::dit::{EPS, embed_time};
 use super::{DataSpec, Inputs, Outputs, agree, wanted};
 use crate::attention::{attention_with, join_heads, split_heads};
-use crate::layers::{Activation, linear, linear_xavier, mlp, normalize};
+use crate::layers::{Activation, linear, linear_stack, linear_xavier, mlp, normalize};
 use crate::params::Block;
 use crate::{Error, Init, Result, Scope, embed};
 use dnx_ir::{Array, Tensor};
@@ -123,7 +123,7 @@ impl SequenceConfig {
         let c = c.silu();
 
         let types = [("x", h.ty()), ("c", c.ty())];
-        let block = Block::build("sequence_block", &types, |s, x| vec![self.block(s, x[0], x[1])])?;
+        let block = Block::build(s, "blocks.0", "sequence_block", &types, |s, x| vec![self.block(s, x[0], x[1])])?;
         let mut hidden = None;
         for i in 0..self.depth {
             h = s.enter(&format!("blocks.{i}"), |s| s.call(&block, &[h, c], false)[0]);
@@ -146,7 +146,7 @@ impl SequenceConfig {
         let (dim, heads) = (self.dim, self.heads);
         let m = s.enter("adaLN_modulation.1", |s| linear(s, c, 6 * dim, Init::Zeros)).split(2, 6);
         let attended = s.enter("attn", |s| {
-            let qkv = s.enter("qkv", |s| linear_xavier(s, modulated(x, m[0], m[1]), 3 * dim)).split(2, 3);
+            let qkv = s.enter("qkv", |s| linear_stack(s, modulated(x, m[0], m[1]), 3, dim));
             let [q, k, v] = [0, 1, 2].map(|i| split_heads(qkv[i], heads));
             let scale = ((dim / heads) as f64).powf(-0.5);
             s.enter("proj", |s| linear_xavier(s, join_heads(attention_with(q, k, v, None, scale, self.causal)), dim))
