@@ -5,11 +5,11 @@ use dnx_codegen::passes::prepare;
 use dnx_ir::interp::{Precision, eval, eval_mesh};
 use dnx_ir::parts::{part, whole};
 use dnx_ir::{Array, DType, Func};
-use dnx_models::network::{DitConfig, MlpConfig, Network, Remat};
+use dnx_models::network::{DitConfig, MlpConfig, Network, Remat, SequenceConfig};
 use dnx_models::optim::{EmaConfig, OptimConfig, Rule};
 use dnx_models::process::{Preset, Process, ProcessConfig};
 use dnx_models::step::{StepOptions, TrainProgram, train_step};
-use dnx_models::{Layout, ParamSpec};
+use dnx_models::{DataSpec, Layout, ParamSpec};
 
 const BATCH: usize = 8;
 
@@ -19,6 +19,11 @@ fn process(preset: Preset) -> Process {
 
 fn mlp() -> Network {
     Network::Mlp(MlpConfig { dims: Some(2), hidden: 64, time_width: 16, classes: Some(0), ..MlpConfig::default() })
+}
+
+fn sequence() -> Network {
+    let config = SequenceConfig { dim: 16, depth: 1, heads: 2, ..SequenceConfig::default() };
+    Network::Sequence(config).resolve(&DataSpec { dims: vec![4, 2], classes: 0 }).unwrap()
 }
 
 fn dit(remat: Remat) -> Network {
@@ -168,7 +173,7 @@ fn processes_over_devices() {
         if process.objective.needs_teacher() {
             continue;
         }
-        let mut network = mlp();
+        let mut network = if process.objective.token_levels() { sequence() } else { mlp() };
         network.suit(&process);
         println!("{preset:?}");
         check(&network, &process, 1, &[("data", 2), ("fsdp", 2)]);
