@@ -42,7 +42,28 @@ pub struct Executable {
     pub peak_bytes: u64,
 }
 
+impl Step {
+    /// The ranges it reads or writes.
+    pub fn ranges(&self) -> Vec<&BufRef> {
+        match self {
+            Step::Dispatch { args, scratch, .. } => args.iter().chain(scratch).collect(),
+            Step::Multi { segments, .. } => segments.iter().flat_map(|(_, args)| args).collect(),
+            Step::Copy { src, dst } => vec![src, dst],
+            Step::Collective { parts, .. } => parts.iter().flat_map(|p| [&p.src, &p.dst]).collect(),
+        }
+    }
+}
+
 impl Executable {
+    /// The first step after a collective one that touches its results, or the number of steps: until then a device that
+    /// has taken the operands along may go on, and have the results later.
+    pub fn wanted_at(&self, step: usize) -> usize {
+        let Step::Collective { parts, .. } = &self.steps[step] else { return step + 1 };
+        let touches = |s: &Step| s.ranges().into_iter().any(|r| parts.iter().any(|p| p.dst.overlaps(r)));
+        let later = self.steps[step + 1..].iter().position(touches);
+        later.map_or(self.steps.len(), |after| step + 1 + after)
+    }
+
     /// The coordinates of a device along the axes of the mesh: what [`BufRef::Axis`] holds there.
     pub fn coordinates(&self, device: usize) -> Vec<i32> {
         let axes = self.mesh.axes.iter();
@@ -93,6 +114,18 @@ pub enum BufRef {
         /// Bytes.
         bytes: u64,
     },
+}
+
+impl BufRef {
+    /// Whether the ranges share a byte.
+    pub fn overlaps(&self, other: &BufRef) -> bool {
+        match (self, other) {
+            (BufRef::Slab { slab: s, offset: x, bytes: n }, BufRef::Slab { slab: t, offset: y, bytes: m }) => {
+                s == t && *x < y + m && *y < x + n
+            }
+            (a, b) => a == b,
+        }
+    }
 }
 
 /// A unique kernel.

@@ -81,6 +81,13 @@ fn a_full_bucket_of_gradients_does_not_wait_and_gathered_weights_do() {
     let exec = compiled(&gradients(&mesh), &Options::new(Target::Cpu).with_bucket_bytes(1));
     let first = exec.steps.iter().position(|s| matches!(s, Step::Collective { .. })).unwrap();
     assert!(exec.steps[first..].iter().filter(|s| matches!(s, Step::Dispatch { .. })).count() > 3);
+    // Nobody wants it before all others are made: their squares are summed together.
+    let wanted = exec.wanted_at(first);
+    let between = &exec.steps[first + 1..wanted];
+    assert!(between.iter().filter(|s| matches!(s, Step::Dispatch { .. })).count() >= 3, "{first} to {wanted}");
+    let Step::Collective { parts, .. } = &exec.steps[first] else { unreachable!() };
+    let touches = |s: &Step| s.ranges().into_iter().any(|r| r.overlaps(&parts[0].dst));
+    assert!(!between.iter().any(touches) && touches(&exec.steps[wanted]));
 
     // Weights in parts: each layer's is gathered when the one before has been used, so that their memory is one's.
     let g = Graph::on_mesh("layers", mesh);

@@ -10,12 +10,14 @@ pub(crate) struct Seat {
     pub(crate) rank: usize,
     /// Threads that a cpu device may use.
     pub(crate) threads: usize,
+    /// Whether a GPU goes on with other work while values are exchanged.
+    pub(crate) overlap: bool,
 }
 
 impl Seat {
     /// A device on its own, with all the threads there are.
     pub(crate) fn alone() -> Seat {
-        Seat { rank: 0, threads: rayon::current_num_threads() }
+        Seat { rank: 0, threads: rayon::current_num_threads(), overlap: false }
     }
 }
 

@@ -457,7 +457,7 @@ impl Memory {
             if written && matches!(a, BufRef::Constant(_) | BufRef::Axis(_)) {
                 bail!("argument {i} writes a constant");
             }
-            if let Some(j) = (0..args.len()).find(|&j| j != i && written && overlap(a, &args[j])) {
+            if let Some(j) = (0..args.len()).find(|&j| j != i && written && a.overlaps(&args[j])) {
                 bail!("argument {i} writes {a:?}, which argument {j} also touches ({:?})", args[j]);
             }
         }
@@ -477,15 +477,6 @@ impl Memory {
             None => &self.outputs[i],
         };
         (0..exec.outputs.len()).map(|i| from_device_bytes(&exec.outputs[i].ty, bytes(i))).collect()
-    }
-}
-
-fn overlap(a: &BufRef, b: &BufRef) -> bool {
-    match (a, b) {
-        (BufRef::Slab { slab: s, offset: x, bytes: n }, BufRef::Slab { slab: t, offset: y, bytes: m }) => {
-            s == t && x < &(y + m) && y < &(x + n)
-        }
-        _ => a == b,
     }
 }
 
@@ -554,11 +545,11 @@ fn check_parts(parts: &[Part]) -> Result<()> {
         if matches!(part.dst, BufRef::Constant(_) | BufRef::Axis(_)) {
             bail!("part {i} writes a constant");
         }
-        if overlap(&part.src, &part.dst) && !(part.op.in_place() && part.src == part.dst) {
+        if part.src.overlaps(&part.dst) && !(part.op.in_place() && part.src == part.dst) {
             bail!("part {i} writes {:?}, which it also reads ({:?})", part.dst, part.src);
         }
         let others = parts.iter().enumerate().filter(|&(j, _)| j != i);
-        if let Some((j, _)) = { others }.find(|(_, p)| overlap(&part.dst, &p.src) || overlap(&part.dst, &p.dst)) {
+        if let Some((j, _)) = { others }.find(|(_, p)| part.dst.overlaps(&p.src) || part.dst.overlaps(&p.dst)) {
             bail!("part {i} writes {:?}, which part {j} also touches", part.dst);
         }
     }

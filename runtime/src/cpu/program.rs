@@ -264,14 +264,8 @@ fn check_ranges(exec: &Executable, kernel: &Kernel, args: &[BufRef], length: Opt
 
 /// Which arguments share memory with another one that is written (or are written and share with any).
 fn overlaps(kernel: &Kernel, args: &[BufRef]) -> Vec<bool> {
-    let shares = |a: BufRef, b: BufRef| match (a, b) {
-        (BufRef::Slab { slab, offset, bytes }, BufRef::Slab { slab: s, offset: o, bytes: n }) => {
-            slab == s && offset < o + n && o < offset + bytes
-        }
-        (a, b) => a == b,
-    };
     let written = |i: usize| kernel.args[i].access != Access::Read;
-    let clash = |i: usize, j: usize| i != j && (written(i) || written(j)) && shares(args[i], args[j]);
+    let clash = |i: usize, j: usize| i != j && (written(i) || written(j)) && args[i].overlaps(&args[j]);
     (0..args.len()).map(|i| (0..args.len()).any(|j| clash(i, j))).collect()
 }
 

@@ -338,6 +338,14 @@ impl Shared {
         self.check()
     }
 
+    /// Waits until a submission has run, and those before it.
+    pub(super) fn wait_for(&self, index: wgpu::SubmissionIndex, what: &str) -> Result<(), GpuError> {
+        self.device
+            .poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None })
+            .map_err(|e| GpuError::Driver { what: what.to_string(), message: e.to_string() })?;
+        self.check()
+    }
+
     /// Notes a submission, frees what finished ones held, and waits for the oldest if too many are in flight.
     pub(super) fn submitted(&self, turn: &mut Turn, index: wgpu::SubmissionIndex, what: &str) -> Result<(), GpuError> {
         turn.in_flight.push_back(index);

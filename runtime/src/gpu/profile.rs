@@ -26,7 +26,7 @@ impl GpuBound {
         let period = f64::from(shared.queue.get_timestamp_period());
         let mut nanos = vec![0.0; steps];
         for chunk in stretches(&self.work, COMMANDS) {
-            if let [Work::Exchange(exchange)] = chunk {
+            if let [Work::Begin(exchange) | Work::Finish(exchange)] = chunk {
                 let (what, message) = (exchange.what.clone(), "a device on its own has nobody to meet".to_string());
                 return Err(GpuError::Program { what, message });
             }
@@ -73,7 +73,7 @@ impl GpuBound {
                             encoder.copy_buffer_to_buffer(from, src.offset, to, dst.offset, src.whole_words());
                             pass(&mut encoder, Some(end), None, None);
                         }
-                        Work::Exchange(_) => unreachable!("exchanges are no commands"),
+                        Work::Begin(_) | Work::Finish(_) => unreachable!("exchanges are no commands"),
                     }
                 }
                 encoder.resolve_query_set(&set, 0..queries, &resolved, 0);

@@ -6,15 +6,15 @@
 //! binding widened to `read_write`; the bytes themselves must not overlap, which is checked.
 
 use super::device::Shared;
-use super::exchange::{Exchange, Exchanger};
+use super::exchange::{Exchange, Exchanger, OPEN};
 use super::memory::{Allocation, GpuMemory};
 use super::multi::batches;
 use super::{GpuDevice, GpuError, Halt};
 use crate::company::{Alone, Company, Seat};
-use dnx_codegen::exec::{BufRef, Executable, KernelEntry, Shader, Step};
+use dnx_codegen::exec::{BufRef, Executable, KernelEntry, Part, Shader, Step};
 use dnx_codegen::kernel::Access;
 use dnx_codegen::wgsl::widen_access;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 /// Dispatches in one submission: the GPU starts early, and none runs long enough to be taken for hung.
@@ -34,6 +34,8 @@ pub(crate) struct GpuProgram {
     constants: Vec<GpuMemory>,
     /// The rank's coordinates along the axes of the mesh.
     axes: Vec<GpuMemory>,
+    /// Whether work goes on during exchanges.
+    overlap: bool,
     /// By kernel, stage and widened bindings.
     pipelines: Mutex<HashMap<Variant, Arc<Pipeline>>>,
 }
@@ -45,7 +47,7 @@ type Variant = (u32, usize, u64);
 pub(crate) struct GpuBound {
     pub(super) program: Arc<GpuProgram>,
     pub(super) work: Vec<Work>,
-    /// Host memory that all meetings use, one after another.
+    /// Host memory of the meetings.
     pub(super) exchanger: Option<Exchanger>,
 }
 
@@ -53,7 +55,8 @@ pub(crate) struct GpuBound {
 pub(super) enum Work {
     Dispatch { pipeline: Arc<Pipeline>, group: wgpu::BindGroup, grid: [u32; 3], step: usize },
     Copy { src: GpuMemory, dst: GpuMemory, step: usize },
-    Exchange(Exchange),
+    Begin(Arc<Exchange>),
+    Finish(Arc<Exchange>),
 }
 
 impl Work {
@@ -61,15 +64,15 @@ impl Work {
     pub(super) fn step(&self) -> usize {
         match self {
             Work::Dispatch { step, .. } | Work::Copy { step, .. } => *step,
-            Work::Exchange(exchange) => exchange.step,
+            Work::Begin(exchange) | Work::Finish(exchange) => exchange.step,
         }
     }
 }
 
-/// The stretches of work that reach the queue without the host: at most `most` commands, none of them an exchange; each
-/// exchange by itself.
+/// The stretches of work that reach the queue without the host: at most `most` commands, none of them of an exchange;
+/// each begin and finish by itself.
 pub(super) fn stretches(work: &[Work], most: usize) -> impl Iterator<Item = &[Work]> {
-    let is_exchange = |w: &Work| matches!(w, Work::Exchange(_));
+    let is_exchange = |w: &Work| matches!(w, Work::Begin(_) | Work::Finish(_));
     work.chunk_by(move |a, b| !is_exchange(a) && !is_exchange(b)).flat_map(move |stretch| stretch.chunks(most))
 }
 
@@ -117,7 +120,8 @@ impl GpuDevice {
             self.write(memory, &coordinate.to_le_bytes())?;
         }
         let pipelines = Mutex::default();
-        Ok(Arc::new(GpuProgram { device: self.clone(), exec: exec.clone(), slabs, constants, axes, pipelines }))
+        let (device, exec, overlap) = (self.clone(), exec.clone(), seat.overlap);
+        Ok(Arc::new(GpuProgram { device, exec, slabs, constants, axes, overlap, pipelines }))
     }
 }
 
@@ -131,9 +135,27 @@ impl GpuProgram {
         shared.check()?;
         let resolve = Resolve { program: self, inputs, outputs };
         let mut plan: Vec<Result<Planned, Work>> = Vec::new();
+        // Exchanges that have begun, and the step before which they must finish. They finish in the order in which they
+        // began, which is that of every rank.
+        let mut open: VecDeque<(usize, Arc<Exchange>)> = VecDeque::new();
         for (at, step) in self.exec.steps.iter().enumerate() {
+            while open.iter().any(|(wanted, _)| *wanted == at) {
+                plan.extend(open.pop_front().map(|(_, exchange)| Err(Work::Finish(exchange))));
+            }
+            if let Step::Collective { parts, loc } = step {
+                if open.len() == OPEN {
+                    plan.extend(open.pop_front().map(|(_, exchange)| Err(Work::Finish(exchange))));
+                }
+                let free = |slot: &usize| open.iter().all(|(_, e)| e.slot != *slot);
+                let slot = (0..OPEN).find(free).expect("one was finished");
+                let exchange = Arc::new(self.exchange(&resolve, at, parts, loc, slot)?);
+                plan.push(Err(Work::Begin(exchange.clone())));
+                open.push_back((if self.overlap { self.exec.wanted_at(at) } else { at + 1 }, exchange));
+                continue;
+            }
             self.plan(&resolve, at, step, &mut plan)?;
         }
+        plan.extend(open.into_iter().map(|(_, exchange)| Err(Work::Finish(exchange))));
         self.compile(&plan)?;
         let work = plan.into_iter().map(|planned| match planned {
             Ok(planned) => self.dispatch(planned),
@@ -192,26 +214,35 @@ impl GpuProgram {
                 let what = self.what(at, "copy");
                 self.plan_copy(resolve.range(src, &what)?, resolve.range(dst, &what)?, at, &what, plan)?;
             }
-            Step::Collective { parts, loc } => {
-                let what = self.what(at, loc);
-                let mut ranges = Vec::with_capacity(parts.len());
-                for part in parts {
-                    let malformed = |message: String| GpuError::Program { what: what.clone(), message };
-                    let (src, dst) = (resolve.range(&part.src, &what)?, resolve.range(&part.dst, &what)?);
-                    let result = part.op.result(&part.ty, &self.exec.mesh).map_err(|e| malformed(e.to_string()))?;
-                    let (from, to) = (part.ty.device_bytes() as u64, result.device_bytes() as u64);
-                    if (from, to) != (src.bytes, dst.bytes) {
-                        let message = format!("{from} bytes become {to}; there are {} and {}", src.bytes, dst.bytes);
-                        return Err(malformed(message));
-                    }
-                    ranges.push((src, dst));
-                }
-                let before = &self.exec.steps[..at];
-                let number = before.iter().filter(|s| matches!(s, Step::Collective { .. })).count();
-                plan.push(Err(Work::Exchange(Exchange { at: number, step: at, what, ranges })));
-            }
+            Step::Collective { .. } => unreachable!("planned with the steps around it"),
         }
         Ok(())
+    }
+
+    /// The meeting that is step `at`.
+    fn exchange(
+        &self,
+        resolve: &Resolve,
+        at: usize,
+        parts: &[Part],
+        loc: &str,
+        slot: usize,
+    ) -> Result<Exchange, GpuError> {
+        let what = self.what(at, loc);
+        let mut ranges = Vec::with_capacity(parts.len());
+        for part in parts {
+            let malformed = |message: String| GpuError::Program { what: what.clone(), message };
+            let (src, dst) = (resolve.range(&part.src, &what)?, resolve.range(&part.dst, &what)?);
+            let result = part.op.result(&part.ty, &self.exec.mesh).map_err(|e| malformed(e.to_string()))?;
+            let (from, to) = (part.ty.device_bytes() as u64, result.device_bytes() as u64);
+            if (from, to) != (src.bytes, dst.bytes) {
+                let message = format!("{from} bytes become {to}; there are {} and {}", src.bytes, dst.bytes);
+                return Err(malformed(message));
+            }
+            ranges.push((src, dst));
+        }
+        let number = self.exec.steps[..at].iter().filter(|s| matches!(s, Step::Collective { .. })).count();
+        Ok(Exchange { at: number, step: at, what, ranges, slot })
     }
 
     fn plan_copy(
@@ -368,10 +399,18 @@ impl GpuBound {
         let mut turn = shared.turn();
         shared.check()?;
         let what = format!("a run of program `{}`", self.program.exec.name);
+        let _guard = self.exchanger.as_ref().map(Exchanger::guard);
         for stretch in stretches(&self.work, DISPATCHES) {
-            if let ([Work::Exchange(exchange)], Some(exchanger)) = (stretch, &self.exchanger) {
-                exchanger.exchange(shared, exchange, company)?;
-                continue;
+            match (stretch, &self.exchanger) {
+                ([Work::Begin(exchange)], Some(exchanger)) => {
+                    exchanger.begin(shared, exchange)?;
+                    continue;
+                }
+                ([Work::Finish(exchange)], Some(exchanger)) => {
+                    exchanger.finish(shared, exchange, company)?;
+                    continue;
+                }
+                _ => {}
             }
             let index = shared.guarded(&what, || {
                 let mut encoder = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -407,7 +446,7 @@ fn encode(encoder: &mut wgpu::CommandEncoder, work: &[Work]) {
             rest = &rest[1..];
             continue;
         }
-        if let Work::Exchange(_) = first {
+        if let Work::Begin(_) | Work::Finish(_) = first {
             unreachable!("exchanges are no commands");
         }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());

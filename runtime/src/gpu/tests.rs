@@ -7,12 +7,13 @@ mod matrix;
 
 use super::device::GpuDevice;
 use super::memory::GpuMemory;
-use super::program::GpuBound;
+use super::program::{GpuBound, Work};
 use super::{GpuError, adapters};
 use crate::company::Seat;
+use crate::team::tests::collectives;
 use dnx_codegen::exec::{BufRef, Executable, KernelEntry, Port, Requires, Step, VERSION};
 use dnx_codegen::kernel::{Access, Kernel, Tier, Tile, interp};
-use dnx_codegen::{GpuClass, GpuLimits, wgsl};
+use dnx_codegen::{GpuClass, GpuLimits, Options, Target, compile, wgsl};
 use dnx_ir::{DType, Mesh, Scalar, Type};
 use std::sync::{Arc, OnceLock};
 
@@ -654,4 +655,33 @@ fn adapters_are_listed() {
     assert_eq!(info.backend, "vulkan");
     let Err(e) = GpuDevice::open(Some("no such gpu")) else { panic!("it was opened") };
     assert!(matches!(&e, GpuError::NoAdapter { .. }) && e.to_string().contains("llvmpipe"), "{e}");
+}
+
+/// What stands between the begin of an exchange and its finish is on its way while the host meets the others.
+#[test]
+fn work_that_does_not_want_an_exchange_goes_on_meanwhile() {
+    let device = test_device();
+    let func = collectives::gradients(&Mesh::new(&[("a", 2)]));
+    let options = Options::new(Target::Gpu(*device.limits())).with_bucket_bytes(1);
+    let exec = Arc::new(compile(&func, &options).unwrap().exec);
+    let sizes = |types: Vec<&Type>| types.iter().map(|t| t.device_bytes() as u64).collect::<Vec<_>>();
+    let inputs = device.alloc(&sizes(func.param_types())).unwrap();
+    let outputs = device.alloc(&sizes(func.result_types())).unwrap();
+    let overlapped = |overlap: bool| {
+        let seat = Seat { rank: 0, threads: 1, overlap };
+        let bound = device.load(&exec, seat).unwrap().bind(&inputs, &outputs).unwrap();
+        let place = |wanted: &dyn Fn(&Work) -> bool| bound.work.iter().position(wanted).unwrap();
+        let (mut commands, mut last) = (0, 0);
+        for number in 0..4 {
+            let begin = place(&|w| matches!(w, Work::Begin(e) if e.at == number));
+            let finish = place(&|w| matches!(w, Work::Finish(e) if e.at == number));
+            assert!(begin < finish && last < finish, "exchange {number} begins at {begin} and finishes at {finish}");
+            last = finish;
+            let is_command = |w: &&Work| matches!(w, Work::Dispatch { .. } | Work::Copy { .. });
+            commands += bound.work[begin..finish].iter().filter(is_command).count();
+        }
+        commands
+    };
+    assert_eq!(overlapped(false), 0);
+    assert!(overlapped(true) >= 6, "{} commands", overlapped(true));
 }

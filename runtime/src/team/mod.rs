@@ -35,8 +35,9 @@ mod host;
 mod links;
 mod program;
 mod room;
+mod run;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod timeline;
 pub mod transport;
 mod worker;
@@ -64,6 +65,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Team {
     shared: Arc<Shared>,
     timeout: Duration,
+    overlap: bool,
 }
 
 /// What the clones share.
@@ -120,7 +122,8 @@ impl Team {
     fn with_links(devices: Vec<Device>, links: Option<Arc<Links>>, timeout: Duration) -> Result<Team> {
         let threads = (rayon::current_num_threads() / devices.len()).max(1);
         let workers = Workers::new(devices.len())?;
-        Ok(Team { shared: Arc::new(Shared { devices, threads, workers, links }), timeout })
+        let overlap = devices.iter().all(|d| !matches!(d.info().kind, DeviceKind::Cpu | DeviceKind::Software));
+        Ok(Team { shared: Arc::new(Shared { devices, threads, workers, links }), timeout, overlap })
     }
 
     /// A team of the devices that a selector means; see [`Device::open_all`].
@@ -136,6 +139,13 @@ impl Team {
     /// has not come by then ([`TIMEOUT`] unless changed) is taken for lost.
     pub fn with_timeout(self, timeout: Duration) -> Team {
         Team { timeout, ..self }
+    }
+
+    /// The same team with or without overlap, for programs loaded from now on: whether a GPU goes on with work that does
+    /// not want the results while values are exchanged. GPUs do unless they are software, whose work would take the
+    /// cores that exchange; cpu devices don't. Results are the same.
+    pub fn with_overlap(self, overlap: bool) -> Team {
+        Team { overlap, ..self }
     }
 
     /// How many devices a program's mesh has.

@@ -1,7 +1,7 @@
 //! Teams of cpu devices and of software GPUs against the reference interpreter, and what happens when a rank fails.
 
 #[path = "../../../codegen/tests/collectives/mod.rs"]
-mod collectives;
+pub(crate) mod collectives;
 
 use super::transport::{Transport, channels};
 use super::{StretchKind, Team};
@@ -104,7 +104,8 @@ fn every_collective_of_every_dtype_on_gpus() {
 #[test]
 fn work_between_exchanges() {
     for mesh in [2, 3, 4].into_iter().flat_map(meshes) {
-        for team in [cpus(mesh.devices()), gpus(mesh.devices())] {
+        let n = mesh.devices();
+        for team in [cpus(n), gpus(n), gpus(n).with_overlap(true)] {
             check(&team, &working(&mesh), &[], 2e-5);
             check(&team, &working(&mesh), &DONATED, 2e-5);
             check(&team, &gradients(&mesh), &[(1, 0), (2, 1), (3, 2), (4, 3)], 2e-5);
@@ -216,6 +217,27 @@ fn a_rank_that_fails_ends_the_run_of_all_and_the_next_run_is_whole() {
                 assert_eq!(results(&bound), before);
             }
         }
+    }
+}
+
+/// Exchanges that have begun when a rank fails are given up, and the next run is whole.
+#[test]
+fn a_rank_that_fails_while_exchanges_are_under_way() {
+    let team = gpus(2).with_overlap(true);
+    let func = gradients(&Mesh::new(&[("a", 2)]));
+    let exec = compile(&func, &team.options().with_bucket_bytes(1)).unwrap().exec;
+    let args = args(&func);
+    let want = eval_mesh(&func, &args, Precision::F32).unwrap();
+    let bound = team.load(exec).unwrap().bind(&upload(&team, &args)).unwrap();
+    let before = results(&bound);
+    for (got, want) in before.iter().flatten().zip(want.iter().flatten()) {
+        let (got, want) = (got.to_f64_vec(), want.to_f64_vec());
+        assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 2e-5), "{got:?} is not {want:?}");
+    }
+    for meeting in 0..4 {
+        bound.trap(Trap { rank: 1, meeting, harm: Harm::Panic });
+        assert!(bound.run().unwrap_err().to_string().contains("the trap of rank 1"));
+        assert_eq!(results(&bound), before);
     }
 }
 
