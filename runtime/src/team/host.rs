@@ -448,3 +448,100 @@ impl Number for u32 {
         a.max(b)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::CpuMemory;
+    use dnx_codegen::exec::BufRef;
+    use dnx_ir::Type;
+
+    /// What `n` members make of a part whose operands are these bytes, the work divided among processes of `crews`
+    /// members each. Members of other processes are read from copies that hold only what is needed.
+    fn exchanged(part: &Part, operands: &[Vec<u8>], result: usize, crews: &[usize], threads: usize) -> Vec<Vec<u8>> {
+        let n = operands.len();
+        let what = Move::new(part, n);
+        let memory = |bytes: usize| CpuMemory::pack(&[bytes as u64]).unwrap().remove(0);
+        let results: Vec<CpuMemory> = (0..n).map(|_| memory(result)).collect();
+        let mut first = 0;
+        for (process, &crew) in crews.iter().enumerate() {
+            let here: Vec<usize> = (first..first + crew).collect();
+            let share = (process, crews.len());
+            let own: Vec<CpuMemory> = operands.iter().map(|o| memory(o.len())).collect();
+            for (place, (image, operand)) in own.iter().zip(operands).enumerate() {
+                let mut bytes = vec![0xff; operand.len()];
+                if here.contains(&place) {
+                    bytes.copy_from_slice(operand);
+                } else {
+                    let ranges = what.needed(place, &here, share);
+                    assert!(ranges.windows(2).all(|w| w[0].end < w[1].start), "{ranges:?}");
+                    ranges.into_iter().for_each(|r| bytes[r.clone()].copy_from_slice(&operand[r]));
+                }
+                image.write(&bytes);
+            }
+            let spans: Vec<Span> = own.iter().zip(&results).map(|(s, d)| Span { src: s.ptr(), dst: d.ptr() }).collect();
+            for (i, &place) in here.iter().enumerate() {
+                let common = Common { share, member: (i, crew), here: &here };
+                // SAFETY: the memory has the part's sizes.
+                unsafe { what.run(&spans, place, &common, threads) };
+            }
+            first += crew;
+        }
+        // Of an all-reduce each process has made its share.
+        let mut out: Vec<Vec<u8>> = results.iter().map(CpuMemory::read).collect();
+        if what.is_fold() {
+            let mut whole = vec![0; result];
+            let mut first = 0;
+            for (process, &crew) in crews.iter().enumerate() {
+                let r = what.share((process, crews.len()));
+                for own in &out[first..first + crew] {
+                    assert_eq!(own[r.clone()], out[first][r.clone()]);
+                }
+                whole[r.clone()].copy_from_slice(&out[first][r]);
+                first += crew;
+            }
+            out.fill(whole);
+        }
+        out
+    }
+
+    /// However work is divided among processes and threads, the bits are the same.
+    #[test]
+    fn divisions_of_work_change_nothing() {
+        let n = 4;
+        let a = || "a".to_string();
+        let dims = [8, 3, 12_004];
+        let ops = [
+            (Collective::AllReduce { kind: ReduceKind::Sum, axes: vec![a()] }, 1),
+            (Collective::AllReduce { kind: ReduceKind::Max, axes: vec![a()] }, 1),
+            (Collective::ReduceScatter { axis: a(), dim: 0 }, 0),
+            (Collective::ReduceScatter { axis: a(), dim: 2 }, 0),
+            (Collective::AllGather { axis: a(), dim: 1 }, 2),
+            (Collective::AllToAll { axis: a(), split: 0, concat: 2 }, 1),
+            (Collective::AllToAll { axis: a(), split: 2, concat: 1 }, 1),
+            (Collective::AllToAll { axis: a(), split: 2, concat: 2 }, 1),
+            (Collective::Ppermute { axis: a(), pairs: vec![(0, 3), (2, 0)] }, 1),
+        ];
+        for dtype in [DType::F32, DType::BF16] {
+            let ty = Type::new(dtype, dims);
+            let bytes = ty.device_bytes();
+            let operand = |seed: u32| -> Vec<u8> {
+                let value =
+                    |i: u32| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 40_503) >> 8) as f64 / 1e6 - 8.0;
+                let values: Vec<f64> = (0..ty.elems() as u32).map(value).collect();
+                dnx_ir::Array::from_f64(ty.clone(), &values).bytes().to_vec()
+            };
+            let operands: Vec<Vec<u8>> = (0..n).map(operand).collect();
+            for (op, size) in &ops {
+                let at = BufRef::Input(0);
+                let part = Part { op: op.clone(), src: at, dst: at, ty: ty.clone() };
+                let result = [bytes / n as usize, bytes, bytes * n as usize][*size];
+                let want = exchanged(&part, &operands, result, &[4], 1);
+                for (crews, threads) in [(&[4][..], 3), (&[2, 2], 1), (&[1, 3], 2), (&[1, 1, 1, 1], 1)] {
+                    let got = exchanged(&part, &operands, result, crews, threads);
+                    assert!(got == want, "{op:?} of {ty} by {crews:?} on {threads} threads");
+                }
+            }
+        }
+    }
+}

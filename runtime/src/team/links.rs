@@ -215,12 +215,18 @@ impl Links {
                 if let Some(error) = self.alarm() {
                     return Err(error);
                 }
-                if since.elapsed() > limit {
+                // Before all have said hello nobody gives signs of life.
+                let silent = !self.hellos.is_empty() && self.is_lost(*process, since, limit);
+                if silent || since.elapsed() > limit {
+                    let ranks = match self.hellos.is_empty() {
+                        true => String::new(),
+                        false => format!(" (ranks from {})", self.ranks(*process).start),
+                    };
                     return Err(Error::Team(format!(
-                        "process {process} of {} has not come within {:.0} s; all processes load the same programs in \
-                         the same order",
+                        "process {process} of {}{ranks} has not come within {:.0} s: it has died, or it does something \
+                         else; all processes load the same programs in the same order",
                         self.transport.processes(),
-                        limit.as_secs_f64()
+                        since.elapsed().as_secs_f64()
                     )));
                 }
                 std::thread::sleep(Duration::from_micros(200));

@@ -15,12 +15,15 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    /// So many threads, each with helpers of its own. They end when the team is gone.
+    /// So many threads, each with helpers of its own (a single one has those of the process). They end when the team is
+    /// gone.
     pub(super) fn new(ranks: usize) -> Result<Workers> {
         let desk = |rank: usize| {
             let (sender, jobs) = channel::<Job>();
             let work = move || {
-                crate::cpu::keep_helpers();
+                if ranks > 1 {
+                    crate::cpu::keep_helpers();
+                }
                 jobs.into_iter().for_each(|job| job(rank));
             };
             let spawned = std::thread::Builder::new().name(format!("dnx-rank-{rank}")).spawn(work);
