@@ -243,14 +243,14 @@ fn a_rank_that_fails_while_exchanges_are_under_way() {
 
 #[test]
 fn a_rank_that_does_not_come_is_named_and_a_slow_one_is_waited_for() {
-    let team = cpus(3).with_timeout(Duration::from_millis(300));
+    let team = cpus(3).with_timeout(Duration::from_secs(1));
     let (bound, _) = chain(&team);
     let before = results(&bound);
-    bound.trap(Trap { rank: 1, meeting: 2, harm: Harm::Hang(Duration::from_millis(150)) });
+    bound.trap(Trap { rank: 1, meeting: 2, harm: Harm::Hang(Duration::from_millis(500)) });
     assert_eq!(results(&bound), before);
 
     // It comes back within the grace of the run, and the team goes on.
-    bound.trap(Trap { rank: 1, meeting: 2, harm: Harm::Hang(Duration::from_millis(1200)) });
+    bound.trap(Trap { rank: 1, meeting: 2, harm: Harm::Hang(Duration::from_secs(2)) });
     let e = bound.run().unwrap_err();
     assert!(matches!(&e, Error::Missing { ranks, .. } if ranks == &[1]), "{e}");
     let text = e.to_string();
@@ -302,7 +302,7 @@ fn a_timeline_has_every_rank_at_work_waiting_and_exchanging() {
 #[test]
 fn who_is_kept_from_a_meeting_is_not_blamed() {
     // Rank 3 hangs before its meeting with 2; 0 and 1 then wait for 2 and 3 elsewhere.
-    let team = cpus(4).with_timeout(Duration::from_millis(200));
+    let team = cpus(4).with_timeout(Duration::from_millis(700));
     let g = Graph::on_mesh("both", Mesh::new(&[("a", 2), ("b", 2)]));
     let mut x = g.param("x", Type::f32([3]));
     for axis in ["b", "a", "b", "a"] {
@@ -310,8 +310,8 @@ fn who_is_kept_from_a_meeting_is_not_blamed() {
     }
     let func = g.finish(&[x]).unwrap();
     let bound = team.compile(&func, &[]).unwrap().bind(&upload(&team, &args(&func))).unwrap();
-    for meeting in 0..4 {
-        bound.trap(Trap { rank: 3, meeting, harm: Harm::Hang(Duration::from_millis(1500)) });
+    for meeting in [0, 2] {
+        bound.trap(Trap { rank: 3, meeting, harm: Harm::Hang(Duration::from_secs(2)) });
         let e = bound.run().unwrap_err();
         assert!(matches!(&e, Error::Missing { ranks, .. } if ranks == &[3]), "{e}");
         bound.run().unwrap();
@@ -360,7 +360,7 @@ fn check_across(teams: &[Team], one: &Team, func: &Func) {
 
 #[test]
 fn several_processes_give_the_bits_of_one() {
-    let second = Duration::from_secs(10);
+    let limit = Duration::from_secs(10);
     for (devices, meshes) in [
         (vec![1, 1], meshes(2)),
         (vec![1, 2], meshes(3)),
@@ -369,7 +369,7 @@ fn several_processes_give_the_bits_of_one() {
         (vec![3, 1], meshes(4)),
         (vec![4, 2], meshes(6)),
     ] {
-        let teams = processes(&devices, second, several_cpus);
+        let teams = processes(&devices, limit, several_cpus);
         let first: Vec<usize> = teams.iter().map(|t| t.ranks().start).collect();
         assert_eq!(first, (0..devices.len()).map(|p| devices[..p].iter().sum::<usize>()).collect::<Vec<_>>());
         let one = cpus(devices.iter().sum());
@@ -379,7 +379,7 @@ fn several_processes_give_the_bits_of_one() {
             check_across(&teams, &one, &gradients(&mesh));
         }
     }
-    let teams = processes(&[2, 1], second, |n| Device::open_all(Some(&format!("vulkan:llvmpipe*{n}"))).unwrap());
+    let teams = processes(&[2, 1], limit, |n| Device::open_all(Some(&format!("vulkan:llvmpipe*{n}"))).unwrap());
     check_across(&teams, &gpus(3), &working(&meshes(3)[0]));
 }
 
