@@ -45,6 +45,9 @@ pub enum Error {
     /// The loss is not a number.
     #[error("{0}")]
     NonFinite(String),
+    /// Another process of the run failed in what all of them do, and said why.
+    #[error("another process of this run failed; its own message says why")]
+    Process,
     /// Ctrl-C: the step was finished and a checkpoint written.
     #[error("interrupted at step {step}; continue with --resume")]
     Interrupted {
@@ -72,7 +75,8 @@ impl Error {
             Error::Model(dnx_models::Error::Config { .. } | dnx_models::Error::Weights { .. }) => 2,
             // Refused before any work: another device or a smaller batch is for the user to choose.
             Error::Device(e) if is_choice(e) => 2,
-            Error::Io { .. } | Error::Model(_) | Error::Graph(_) | Error::Device(_) | Error::NonFinite(_) => 1,
+            Error::Io { .. } | Error::Model(_) | Error::Graph(_) | Error::Device(_) => 1,
+            Error::NonFinite(_) | Error::Process => 1,
             Error::Interrupted { .. } => 130,
         }
     }

@@ -129,6 +129,16 @@ impl RunFolder {
         }
     }
 
+    /// The checkpoint to continue from, once [`RunFolder::open`] has made the folder ready: for processes that do not open
+    /// it themselves.
+    pub fn continues_from(&self, existing: &Existing) -> Result<Option<PathBuf>> {
+        match existing {
+            Existing::Refuse | Existing::Replace => Ok(None),
+            Existing::Resume(Some(path)) => Ok(Some(path.clone())),
+            Existing::Resume(None) => Ok(checkpoint::latest(&self.checkpoints())?.0),
+        }
+    }
+
     fn create(&self) -> Result<()> {
         create_folder(&self.path)?;
         create_folder(&self.checkpoints())?;

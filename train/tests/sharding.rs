@@ -105,3 +105,35 @@ fn what_does_not_fit_a_mesh_is_said() {
     let (resolved, data) = resolved(1, "").unwrap();
     assert!(Trainer::new(resolved, &Device::cpu(), data).is_ok());
 }
+
+/// Several processes, here threads with teams of their own, write one run with the bits of one process; a process reads only
+/// the samples of its devices.
+#[test]
+fn processes_make_one_run() {
+    let dir = tempfile::tempdir().unwrap();
+    for mesh in ["data = 2, fsdp = 2", "data = 4", "fsdp = 2, tensor = 2"] {
+        let name = mesh.replace([' ', '=', ','], "");
+        let (one, many) = (dir.path().join(format!("one{name}")), dir.path().join(format!("many{name}")));
+        fit(&mut trainer(2, mesh), &one, Existing::Refuse);
+        fit(&mut trainer(3, mesh), &one, Existing::Resume(None));
+        for (steps, existing) in [(2, Existing::Refuse), (3, Existing::Resume(None))] {
+            std::thread::scope(|scope| {
+                for end in dnx_runtime::team::transport::channels(2) {
+                    let (many, existing) = (&many, existing.clone());
+                    scope.spawn(move || {
+                        let (resolved, data) = resolved(steps, mesh).unwrap();
+                        let own = vec![Device::cpu(), Device::cpu()];
+                        let team = Team::across(own, end, std::time::Duration::from_secs(10)).unwrap();
+                        fit(&mut Trainer::over(resolved, &team, data).unwrap(), many, existing);
+                    });
+                }
+            });
+        }
+        let read = |run: &Path| checkpoint::read(&run.join("checkpoints/step-000003")).unwrap();
+        let ((a, _), (b, state)) = (read(&one), read(&many));
+        assert_eq!((a.model, a.ema, a.optimizer), (b.model, b.ema, b.optimizer), "{mesh}");
+        assert_eq!(state.step, 3);
+        let records = |run: &Path| std::fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines().count();
+        assert_eq!(records(&one), records(&many), "{mesh}: only one process writes");
+    }
+}

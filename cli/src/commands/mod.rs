@@ -5,12 +5,13 @@ pub mod compile;
 pub mod devices;
 pub mod eval;
 pub mod inspect;
+pub mod job;
 pub mod profile;
 pub mod sample;
 pub mod train;
 pub mod tune;
 
-use dnx::runtime::{Device, DeviceKind, Team};
+use dnx::runtime::{Device, Team};
 use dnx::train::{Error, Result};
 use std::io::Write;
 
@@ -22,22 +23,8 @@ pub fn open_device(selector: Option<&str>) -> Result<Device> {
     Ok(device)
 }
 
-/// Opens as many devices as a mesh has, and says in one line which they are. Without a selector they are the GPUs in their
-/// order if there are enough, else so many logical devices on the one that would be chosen for one.
-pub fn open_team(selector: Option<&str>, devices: usize) -> Result<Team> {
-    let team = match selector {
-        Some(text) => Team::open(Some(text))?,
-        None if devices == 1 => Team::open(None)?,
-        None => {
-            let all = Device::list();
-            let gpus = all.iter().filter(|d| d.kind == DeviceKind::Discrete).count();
-            match gpus >= devices {
-                true => Team::open(Some(&(0..devices).map(|i| format!("gpu:{i}")).collect::<Vec<_>>().join(",")))?,
-                false if Device::open(None)?.target().gpu().is_some() => Team::open(Some(&format!("gpu*{devices}")))?,
-                false => Team::open(Some(&format!("cpu*{devices}")))?,
-            }
-        }
-    };
+/// The devices of a team that are in this process, in one line.
+fn describe(team: &Team) -> String {
     let mut names: Vec<(String, usize)> = vec![];
     for info in team.devices().iter().map(Device::info) {
         let name = format!("{} ({})", info.name, info.backend);
@@ -47,8 +34,7 @@ pub fn open_team(selector: Option<&str>, devices: usize) -> Result<Team> {
         }
     }
     let shown = names.iter().map(|(name, count)| if *count == 1 { name.clone() } else { format!("{count} x {name}") });
-    eprintln!("device: {}", shown.collect::<Vec<_>>().join(", "));
-    Ok(team)
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 /// Prints results. A reader that went away (`dnx ... | head`) ends the command quietly.

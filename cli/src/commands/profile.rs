@@ -1,6 +1,7 @@
 //! `dnx profile`: where the time of a training step goes.
 
-use super::{open_team, print};
+use super::job::Job;
+use super::print;
 use crate::args::ProfileArgs;
 use dnx::runtime::team::StretchKind;
 use dnx::train::Result;
@@ -20,7 +21,7 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
     let raw: Config = source.parse()?;
     let data = Arc::new(Dataset::open(&raw.data, raw.train.seed)?);
     let resolved = Config::resolve(source, Some(&data))?;
-    let team = open_team(args.device.as_deref(), resolved.layout.devices())?;
+    let team = Job::join()?.team(args.device.as_deref(), resolved.layout.devices())?;
     let trainer = Trainer::over(resolved, &team, data)?;
     let name = args.config.display().to_string();
     let Some(bound) = trainer.placed().bound() else { return timeline(args, &trainer, &name) };

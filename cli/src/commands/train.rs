@@ -1,6 +1,7 @@
 //! `dnx train`.
 
-use super::{bytes, mesh_setting, open_team, print, thousands};
+use super::job::Job;
+use super::{bytes, mesh_setting, print, thousands};
 use crate::args::TrainArgs;
 use dnx::codegen::stats::Stats;
 use dnx::train::config::{Config, read_source};
@@ -33,7 +34,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         // Before the compiler runs: a refusal should not take a minute.
         run.check(&existing)?;
     }
-    let team = open_team(args.device.as_deref(), resolved.layout.devices())?;
+    let job = Job::join()?;
+    let team = job.team(args.device.as_deref(), resolved.layout.devices())?;
     let began = Instant::now();
     let mut trainer = Trainer::over(resolved, &team, data)?;
     let compiled_in = began.elapsed();
@@ -54,10 +56,16 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         let estimate = dnx::train::estimate::step_time(trainer.device(), &stats)?;
         return print(&format!("{summary}\nabout {:.1} ms a step\n", estimate.as_secs_f64() * 1e3));
     }
-    eprintln!("{summary}");
+    let first = trainer.placed().is_first();
+    if first {
+        eprintln!("{summary}");
+    }
     let stop = stop_flag()?;
     trainer.fit(&run, FitOptions { existing: &existing, stop: &stop, quiet: args.quiet })?;
-    print(&format!("{}\n", run.path().display()))
+    drop(trainer);
+    drop(team);
+    job.leave()?;
+    if first { print(&format!("{}\n", run.path().display())) } else { Ok(()) }
 }
 
 /// `runs/NAME`, or, for the `config.toml` of a run, that run.

@@ -218,9 +218,18 @@ impl Dataset {
 
     /// The batch of a step.
     pub fn batch(&self, step: u64, size: usize) -> Result<Batch> {
-        let n = self.elems();
+        self.batch_of(step, &vec![true; size])
+    }
+
+    /// The batch of a step, as many samples as `wanted` has entries; those not wanted are not read, and zero.
+    pub fn batch_of(&self, step: u64, wanted: &[bool]) -> Result<Batch> {
+        let (n, size) = (self.elems(), wanted.len());
         let mut batch = Batch { samples: vec![0.0; size * n], labels: Vec::with_capacity(size) };
         for (i, out) in batch.samples.chunks_exact_mut(n).enumerate() {
+            if !wanted[i] {
+                batch.labels.push(0);
+                continue;
+            }
             let position = step * size as u64 + i as u64;
             batch.labels.push(self.get(self.order.sample(position), out)?);
             if self.hflip && Random::new(self.seed, Stream::Flip, position).bits() & 1 == 1 {

@@ -17,7 +17,8 @@ pub struct Prefetch {
 
 struct Shared {
     dataset: Arc<Dataset>,
-    batch: usize,
+    /// The samples of a batch that are wanted.
+    rows: Vec<bool>,
     depth: u64,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -42,9 +43,14 @@ impl Shared {
 impl Prefetch {
     /// Batches of `batch` samples from step `first` on. With no workers they are made when asked for.
     pub fn new(dataset: Arc<Dataset>, batch: usize, first: u64, workers: usize) -> Prefetch {
+        Prefetch::of_rows(dataset, vec![true; batch], first, workers)
+    }
+
+    /// [`Prefetch::new`] that reads only the wanted samples of each batch; the others are zeros.
+    pub fn of_rows(dataset: Arc<Dataset>, rows: Vec<bool>, first: u64, workers: usize) -> Prefetch {
         let queue = Queue { claim: first, wanted: first, ready: BTreeMap::new(), stop: false };
         let depth = 2 * workers as u64 + 1;
-        let shared = Arc::new(Shared { dataset, batch, depth, queue: Mutex::new(queue), changed: Condvar::new() });
+        let shared = Arc::new(Shared { dataset, rows, depth, queue: Mutex::new(queue), changed: Condvar::new() });
         let workers = (0..workers)
             .filter_map(|i| {
                 let shared = shared.clone();
@@ -59,7 +65,7 @@ impl Prefetch {
         let step = self.next;
         self.next += 1;
         if self.workers.is_empty() {
-            return self.shared.dataset.batch(step, self.shared.batch);
+            return self.shared.dataset.batch_of(step, &self.shared.rows);
         }
         let mut queue = self.shared.lock();
         queue.wanted = step;
@@ -102,7 +108,7 @@ fn work(shared: &Shared) {
             queue.claim += 1;
             queue.claim - 1
         };
-        let made = catch_unwind(AssertUnwindSafe(|| shared.dataset.batch(step, shared.batch)))
+        let made = catch_unwind(AssertUnwindSafe(|| shared.dataset.batch_of(step, &shared.rows)))
             .unwrap_or_else(|_| Err(Error::Data(format!("reading the batch of step {step} panicked; this is a bug"))));
         shared.lock().ready.insert(step, made);
         shared.changed.notify_all();

@@ -48,13 +48,23 @@ impl Logs<'_> {
 impl Trainer {
     /// Trains in `run` up to `train.steps` steps.
     pub fn fit(&mut self, run: &RunFolder, options: FitOptions) -> Result<()> {
-        let from = run.open(options.existing)?;
+        let from = match self.placed.is_first() {
+            true => self.placed.together(run.open(options.existing))?,
+            false => {
+                self.placed.together(Ok(()))?;
+                run.continues_from(options.existing)?
+            }
+        };
         if let Some(path) = &from {
             self.restore(path)?;
         }
-        write_atomic(&run.config(), self.resolved.config.to_toml()?.as_bytes())?;
         let resuming = matches!(options.existing, Existing::Resume(_));
-        let mut logs = self.open_logs(run, resuming.then_some(self.step), options.quiet)?;
+        let opened = match self.placed.is_first() {
+            true => write_atomic(&run.config(), self.resolved.config.to_toml()?.as_bytes())
+                .and_then(|()| self.open_logs(run, resuming.then_some(self.step), options.quiet)),
+            false => Ok(self.no_logs(run)),
+        };
+        let mut logs = self.placed.together(opened)?;
         if let Some(path) = &from {
             logs.progress.note(&format!("continuing from {}", path.display()));
         }
@@ -63,16 +73,22 @@ impl Trainer {
         result
     }
 
-    fn open_logs<'a>(&self, run: &'a RunFolder, resume: Option<u64>, quiet: bool) -> Result<Logs<'a>> {
-        let log = &self.resolved.config.log;
-        let mut logs = Logs {
+    /// What a process writes that is not the first one: nothing.
+    fn no_logs<'a>(&self, run: &'a RunFolder) -> Logs<'a> {
+        Logs {
             run,
             jsonl: None,
             events: None,
             curve: vec![],
-            levels: vec![None; log.levels],
-            progress: Progress::new(self.resolved.config.train.steps, self.step, quiet),
-        };
+            levels: vec![],
+            progress: Progress::new(self.resolved.config.train.steps, self.step, true),
+        }
+    }
+
+    fn open_logs<'a>(&self, run: &'a RunFolder, resume: Option<u64>, quiet: bool) -> Result<Logs<'a>> {
+        let log = &self.resolved.config.log;
+        let progress = Progress::new(self.resolved.config.train.steps, self.step, quiet);
+        let mut logs = Logs { levels: vec![None; log.levels], progress, ..self.no_logs(run) };
         if log.jsonl {
             let (jsonl, kept) = Jsonl::open(&run.metrics(), resume)?;
             logs.jsonl = Some(jsonl);
@@ -89,8 +105,8 @@ impl Trainer {
 
     fn run_steps(&mut self, logs: &mut Logs, stop: &AtomicBool) -> Result<()> {
         let train = self.resolved.config.train.clone();
-        let batch = self.resolved.batch();
-        let mut prefetch = Prefetch::new(self.data.clone(), batch, self.step, self.resolved.config.data.workers);
+        let mut prefetch =
+            Prefetch::of_rows(self.data.clone(), self.rows(), self.step, self.resolved.config.data.workers);
         let mut sampling: Option<Sampling> = None;
         let due = |step: u64, every: u64| every > 0 && step.is_multiple_of(every);
         // Time spent stepping since the last record: pictures and checkpoints do not count.
@@ -100,10 +116,14 @@ impl Trainer {
             let samples = prefetch.next_batch()?;
             self.step(&samples)?;
             let last = self.step == train.steps;
-            let interrupted = stop.load(Ordering::Relaxed);
+            let logging = last || self.step == 1 || due(self.step, train.log_every);
+            // Processes agree where they meet anyway: one that stops stops all.
+            let interrupted = match self.placed.has_others() {
+                true => logging && self.placed.any(stop.load(Ordering::Relaxed))?,
+                false => stop.load(Ordering::Relaxed),
+            };
             let saving = last || interrupted || due(self.step, train.checkpoint_every);
             let drawing = train.sample_every > 0 && (last || due(self.step, train.sample_every));
-            let logging = last || self.step == 1 || due(self.step, train.log_every);
             if logging || saving || drawing {
                 let metrics = self.metrics()?;
                 if let Some(bad) = self.bad_step()? {
@@ -121,7 +141,9 @@ impl Trainer {
             }
             if saving {
                 self.save(&logs.run.checkpoints())?;
-                curve::save(&logs.run.loss(), &logs.curve)?;
+                if self.placed.is_first() {
+                    curve::save(&logs.run.loss(), &logs.curve)?;
+                }
                 if !logs.levels.is_empty() {
                     curve::save_levels(&logs.run.levels(), &logs.levels)?;
                 }
@@ -164,6 +186,9 @@ impl Trainer {
     fn draw(&self, logs: &mut Logs, sampling: &mut Sampling) -> Result<()> {
         let Sampling { generator, weights, seeds, labels } = sampling;
         self.refresh(weights)?;
+        if !self.placed.is_first() {
+            return Ok(());
+        }
         let config = &self.resolved.config.sample;
         let samples = sampling::sample(generator, config, seeds, labels.as_deref(), None)?;
         let drawn = picture::draw(&samples.to_f32_vec(), self.data.dims(), &reference_points(&self.data)?)?;

@@ -18,15 +18,16 @@ use crate::checkpoint::tensors::{self, Named};
 use crate::checkpoint::{self, Checkpoint, State, shards};
 use crate::config::{Config, Resolved};
 use crate::data::{Batch, Dataset};
+use crate::files::create_folder;
 use crate::{Error, Result};
-use dnx_ir::{Array, DType, Type};
+use dnx_ir::{Array, DType, Sharding, Type};
 use dnx_models::loss::{LossOptions, LossProgram, TEACHER};
 use dnx_models::process::Teacher;
 use dnx_models::sample::GuidanceKind;
 use dnx_models::step::{NO_BAD_STEP, Role, StateSpec, StepOptions, TrainProgram, train_only, train_step_with};
 use dnx_runtime::{Buffer, Device, Team};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A compiled training step and its state.
@@ -152,6 +153,27 @@ impl Trainer {
         Ok(())
     }
 
+    /// Which samples of a batch the devices of this process take.
+    pub(super) fn rows(&self) -> Vec<bool> {
+        let mut rows = vec![false; self.resolved.batch()];
+        let Some(bound) = self.placed.team() else { return vec![true; rows.len()] };
+        let ty = self.placed.ty(self.program.batch_inputs().start);
+        // The dims before the first of a sample: samples, or micro-batches and samples.
+        let dims: Vec<usize> = match ty.dims[0] == rows.len() {
+            true => ty.dims[..1].to_vec(),
+            false => ty.dims[..2].to_vec(),
+        };
+        let sharding = Sharding::new((0..dims.len()).map(|d| ty.sharding.dim(d).to_vec()).collect(), vec![]);
+        let numbers = Array::i32(dims, &(0..rows.len() as i32).collect::<Vec<_>>());
+        for rank in bound.program().team().ranks() {
+            match dnx_ir::parts::part(&numbers, &sharding, self.placed.mesh(), rank) {
+                Ok(own) => own.to_i32_vec().into_iter().for_each(|row| rows[row as usize] = true),
+                Err(_) => rows.fill(true),
+            }
+        }
+        rows
+    }
+
     /// A batch as the program takes it.
     fn batch_arrays(&self, batch: &Batch) -> Vec<Array> {
         let array = |ty: &Type| match ty.dtype {
@@ -272,7 +294,7 @@ impl Trainer {
     }
 
     /// Writes a checkpoint of the steps done and removes old ones.
-    pub fn save(&self, folder: &Path) -> Result<std::path::PathBuf> {
+    pub fn save(&self, folder: &Path) -> Result<PathBuf> {
         let train = &self.resolved.config.train;
         let state = State {
             version: checkpoint::VERSION,
@@ -284,27 +306,55 @@ impl Trainer {
             mesh: self.placed.mesh().axes.iter().map(|(name, size)| (name.to_string(), *size)).collect(),
             files: BTreeMap::new(),
         };
-        let saved = self.saved();
-        let split = saved.iter().any(|s| !self.placed.ty(s.input).sharding.is_replicated());
-        let path = match split {
-            false => checkpoint::write(folder, &self.checkpoint()?, state)?,
-            true => {
-                let of = |s: Saved| shards::Split {
-                    file: s.file.name(),
-                    name: s.name,
-                    dims: s.ty.dims,
-                    ty: self.placed.ty(s.input).clone(),
-                    input: s.input,
+        let split = self.saved().iter().any(|s| !self.placed.ty(s.input).sharding.is_replicated());
+        let path = match (split, self.placed.has_others()) {
+            (false, false) => checkpoint::write(folder, &self.checkpoint()?, state)?,
+            (false, true) => {
+                let whole = self.checkpoint()?;
+                let written = match self.placed.is_first() {
+                    true => checkpoint::write(folder, &whole, state),
+                    false => Ok(folder.join(checkpoint::folder_name(self.step))),
                 };
-                let tensors: Vec<shards::Split> = saved.into_iter().map(of).collect();
-                checkpoint::write_with(folder, state, |folder| {
-                    let read = |input, rank| self.placed.read_part(input, rank);
-                    shards::write(folder, self.placed.mesh(), self.team.ranks(), &tensors, read)
-                })?
+                self.placed.together(written)?
             }
+            (true, _) => self.save_parts(folder, state)?,
         };
-        checkpoint::prune(folder, train.keep, train.keep_every)?;
+        if self.placed.is_first() {
+            checkpoint::prune(folder, train.keep, train.keep_every)?;
+        }
         Ok(path)
+    }
+
+    /// Every process writes the parts of its devices; the first one puts them together.
+    fn save_parts(&self, folder: &Path, state: State) -> Result<PathBuf> {
+        let of = |s: Saved| shards::Split {
+            file: s.file.name(),
+            name: s.name,
+            dims: s.ty.dims,
+            ty: self.placed.ty(s.input).clone(),
+            input: s.input,
+        };
+        let tensors: Vec<shards::Split> = self.saved().into_iter().map(of).collect();
+        let write = |into: &Path| {
+            let read = |input, rank| self.placed.read_part(input, rank);
+            shards::write(into, self.placed.mesh(), self.team.ranks(), &tensors, read)
+        };
+        if !self.placed.has_others() {
+            return checkpoint::write_with(folder, state, write);
+        }
+        // Where the other processes write.
+        let parts = folder.join(format!(".{}.parts", checkpoint::folder_name(self.step)));
+        let first = self.placed.is_first();
+        self.placed.together(if first { create_folder(&parts) } else { Ok(()) })?;
+        let written = match first {
+            true => checkpoint::write_with(folder, state, |into| {
+                let mut names = self.placed.together(write(into))?;
+                names.extend(move_files(&parts, into)?);
+                Ok(names)
+            }),
+            false => self.placed.together(write(&parts)).map(|_| folder.join(checkpoint::folder_name(self.step))),
+        };
+        self.placed.together(written)
     }
 
     /// Continues from a checkpoint. Tensors that do not fit are named with both shapes, and nothing is changed then.
@@ -380,6 +430,19 @@ impl Trainer {
         }
         Ok(())
     }
+}
+
+/// Moves all files of a folder into another, removes it, and gives their names.
+fn move_files(from: &Path, into: &Path) -> Result<Vec<String>> {
+    let mut names = vec![];
+    for entry in std::fs::read_dir(from).map_err(Error::io("cannot list", from))? {
+        let path = entry.map_err(Error::io("cannot list", from))?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        std::fs::rename(&path, into.join(&name)).map_err(Error::io("cannot move", &path))?;
+        names.push(name);
+    }
+    std::fs::remove_dir(from).map_err(Error::io("cannot remove", from))?;
+    Ok(names)
 }
 
 /// Files of a checkpoint.

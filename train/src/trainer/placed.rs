@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 use dnx_codegen::exec::Executable;
 use dnx_ir::parts::{part, whole};
-use dnx_ir::{Array, Func, Mesh, Type};
+use dnx_ir::{Array, Builder, Func, Graph, Mesh, Op, ReduceKind, Sharding, Type};
 use dnx_runtime::{Bound, Buffer, Team, TeamBound};
 
 /// A compiled step on its memory.
@@ -13,6 +13,8 @@ pub struct Placed {
     /// Global types of inputs and results.
     inputs: Vec<Type>,
     results: Vec<Type>,
+    /// Of several processes: the greatest of a number of each.
+    vote: Option<TeamBound>,
 }
 
 enum On {
@@ -44,7 +46,8 @@ impl Placed {
                 On::Team(program.bind(&all)?)
             }
         };
-        Ok(Placed { on, mesh, inputs: params, results })
+        let vote = if team.ranks().len() < team.size() { Some(vote(team, &mesh)?) } else { None };
+        Ok(Placed { on, mesh, inputs: params, results, vote })
     }
 
     /// Runs the step.
@@ -115,7 +118,7 @@ impl Placed {
     pub fn read(&self, i: usize) -> Result<Array> {
         match &self.on {
             On::Device(bound) => Ok(bound.inputs()[i].download()?),
-            On::Team(bound) => self.joined(&self.inputs[i], |rank| Ok(bound.inputs(rank)?[i].download()?)),
+            On::Team(bound) => self.joined(bound, &self.inputs[i], |rank| Ok(bound.inputs(rank)?[i].clone())),
         }
     }
 
@@ -131,16 +134,67 @@ impl Placed {
     pub fn result(&self, i: usize) -> Result<Array> {
         match &self.on {
             On::Device(bound) => Ok(bound.outputs()[i].download()?),
-            On::Team(bound) => self.joined(&self.results[i], |rank| Ok(bound.outputs(rank)?[i].download()?)),
+            On::Team(bound) => self.joined(bound, &self.results[i], |rank| Ok(bound.outputs(rank)?[i].clone())),
         }
     }
 
-    /// A whole array from its parts; one part is enough where all devices have the same.
-    fn joined(&self, ty: &Type, of: impl Fn(usize) -> Result<Array>) -> Result<Array> {
+    /// A whole array from its parts; one part is enough where all devices have the same. Parts of other processes are
+    /// gathered, so all processes must call this.
+    fn joined(&self, bound: &TeamBound, ty: &Type, of: impl Fn(usize) -> Result<Buffer>) -> Result<Array> {
+        let team = bound.program().team();
         if ty.sharding.is_replicated() {
-            return of(0);
+            return Ok(of(team.ranks().start)?.download()?);
         }
-        let parts = (0..self.mesh.devices()).map(of).collect::<Result<Vec<Array>>>()?;
-        whole(&parts, ty, &self.mesh).map_err(Error::Graph)
+        let parts = team.ranks().map(of).collect::<Result<Vec<Buffer>>>()?;
+        if parts.len() == self.mesh.devices() {
+            let parts = parts.iter().map(Buffer::download).collect::<dnx_runtime::Result<Vec<Array>>>()?;
+            return whole(&parts, ty, &self.mesh).map_err(Error::Graph);
+        }
+        let g = Graph::on_mesh("gather", self.mesh.clone());
+        let x = g.param("x", ty.clone());
+        let gather = team.compile(&g.finish(&[x.reshard(Sharding::replicated())])?, &[])?;
+        let results = gather.run(&parts.into_iter().map(|part| vec![part]).collect::<Vec<_>>())?;
+        Ok(results[0][0].download()?)
     }
+
+    /// Whether this is the process of the first rank, which writes the run's folder.
+    pub fn is_first(&self) -> bool {
+        self.team().is_none_or(|bound| bound.program().team().ranks().start == 0)
+    }
+
+    /// Whether there are other processes.
+    pub fn has_others(&self) -> bool {
+        self.vote.is_some()
+    }
+
+    /// Whether any process says so. All processes must call this; each waits for the others.
+    pub fn any(&self, here: bool) -> Result<bool> {
+        let Some(vote) = &self.vote else { return Ok(here) };
+        let ranks = vote.program().team().ranks();
+        for rank in ranks.clone() {
+            vote.inputs(rank)?[0].write(&Array::f32([1], &[f32::from(u8::from(here))]))?;
+        }
+        vote.run()?;
+        Ok(vote.outputs(ranks.start)?[0].download()?.get(0).to_f64() > 0.0)
+    }
+
+    /// What this process made of something that all of them do; an error also if another process failed in it.
+    pub fn together<T>(&self, here: Result<T>) -> Result<T> {
+        let failed = self.any(here.is_err())?;
+        match here {
+            Ok(_) if failed => Err(Error::Process),
+            here => here,
+        }
+    }
+}
+
+/// The greatest of one number per device.
+fn vote(team: &Team, mesh: &Mesh) -> Result<TeamBound> {
+    let mut b = Builder::on_mesh("vote", mesh.clone());
+    let x = b.param("x", Type::f32([1]));
+    let axes = mesh.axes.iter().map(|(name, _)| name.clone()).collect();
+    let y = b.emit(Op::AllReduce { kind: ReduceKind::Max, axes }, &[x])?;
+    let zeros = |rank| team.zeros_all(rank, &[Type::f32([1])]);
+    let inputs = team.ranks().map(zeros).collect::<dnx_runtime::Result<Vec<Vec<Buffer>>>>()?;
+    Ok(team.compile(&b.finish(&[y]), &[])?.bind(&inputs)?)
 }
