@@ -305,8 +305,21 @@ impl<'g> Scope<'_, 'g> {
 
     /// Calls a block with its parameters declared under this path. With `remat` the backward pass recomputes the
     /// block instead of keeping its intermediates.
+    ///
+    /// Where parameters are stored in parts they are gathered inside the block, and not before its first input is there:
+    /// the whole weights of one block are all that is held at a time.
     pub fn call(&self, block: &Block, inputs: &[Tensor<'g>], remat: bool) -> Vec<Tensor<'g>> {
-        let args = self.arguments(block, inputs);
+        let mut args = self.arguments(block, inputs);
+        let (own, params) = args.split_at(inputs.len());
+        let gathered = |(t, spec): (&Tensor<'g>, &ParamSpec)| {
+            let name = self.name(&spec.name);
+            self.layout().used(&self.params.placed(&ParamSpec { name, ..spec.clone() })) != t.ty().sharding
+        };
+        if !own.is_empty() && params.iter().zip(&block.specs).any(gathered) {
+            let waiting: Vec<Tensor> = params.iter().chain(&own[..1]).copied().collect();
+            let ready = self.graph().barrier(&waiting);
+            args.splice(inputs.len().., ready[..params.len()].iter().copied());
+        }
         match remat {
             true => self.graph().call_remat(&block.func, &args),
             false => self.graph().call(&block.func, &args),

@@ -210,6 +210,20 @@ fn states_fall_with_the_number_of_devices() {
     }
 }
 
+/// Where blocks are recomputed no device ever holds the whole weights of many of them.
+#[test]
+fn weights_are_gathered_a_block_at_a_time() {
+    let network = Network::Dit(DitConfig { dim: Some(128), depth: Some(8), ..dit(Remat::Block) });
+    let p = step(&network, 8, &[("fsdp", 8)]);
+    let exec = compile(&p.func, &Options::new(Target::Cpu).with_donate(&p.donate)).unwrap().exec;
+    let stats = Stats::of(&exec, 0, 0);
+    let gathers = stats.collectives.iter().find(|c| c.kind == "all_gather").unwrap();
+    assert!(gathers.steps >= 16, "8 blocks forward and backward gather in {} meetings", gathers.steps);
+    let in_slabs: u64 = exec.slabs.iter().sum();
+    let weights = bytes(&p, |_| true);
+    assert!((in_slabs as f64) < 0.5 * weights, "{in_slabs} bytes of temporaries beside weights of {weights}");
+}
+
 /// 8192 tokens on four devices: the memory of each, and the numbers of attention with its gradients.
 #[test]
 fn long_sequences_go_round_a_ring() {
