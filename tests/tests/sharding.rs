@@ -4,8 +4,8 @@ use dnx_codegen::stats::{CollectiveStats, Stats};
 use dnx_codegen::{Options, Target, compile};
 use dnx_ir::attention::attention;
 use dnx_ir::parts::{part, whole};
-use dnx_ir::{Array, DType, Func, Graph, Mesh, Sharding, Type};
-use dnx_models::layout::Layout;
+use dnx_ir::{Array, ConvDims, DType, Func, Graph, Mesh, Op, Sharding, Tensor, Type};
+use dnx_models::layout::{Layout, settled};
 use dnx_models::network::{DitConfig, MlpConfig, Network, Remat};
 use dnx_models::optim::{EmaConfig, OptimConfig, Rule};
 use dnx_models::process::Preset;
@@ -117,6 +117,66 @@ fn gpu_devices_train_as_one() {
     let meshes: [&Axes; 3] = [&[("data", 2)], &[("fsdp", 2), ("tensor", 2)], &[("sequence", 2)]];
     for axes in meshes {
         check(&Network::Dit(dit(Remat::None)), axes, "vulkan:llvmpipe");
+    }
+}
+
+/// The loss of a convolutional network with group norms, stride and a class embedding, and its gradient; samples are split
+/// over `data`, features of the wide layer over `tensor`.
+fn convolutions(axes: &Axes) -> Func {
+    let mesh = Mesh::new(axes);
+    let on = |name: &str| if mesh.size(name).is_some() { vec![name.into()] } else { vec![] };
+    let (data, tensor) = (on("data"), on("tensor"));
+    let split = |ty: Type, dim: usize, axes: &[dnx_ir::AxisName]| {
+        let mut dims = vec![vec![]; ty.rank()];
+        dims[dim] = axes.to_vec();
+        ty.with_sharding(Sharding::new(dims, vec![]))
+    };
+    let g = Graph::on_mesh("convolutions", mesh.clone());
+    let x = g.param("x", split(Type::f32([8, 8, 8, 3]), 0, &data));
+    let label = g.param("label", split(Type::new(DType::I32, [8]), 0, &data));
+    let table = g.param("table", Type::f32([3, 16]));
+    let first = g.param("first", Type::f32([3, 3, 3, 16]));
+    let wide = g.param("wide", split(Type::f32([3, 3, 16, 32]), 3, &tensor));
+    let last = g.param("last", split(Type::f32([1, 1, 32, 3]), 2, &tensor));
+    let conv = |x: Tensor<'_>, stride: usize, pad: i64| ConvDims {
+        stride: vec![stride; 2],
+        padding: vec![(pad, pad); x.rank() - 2],
+        lhs_dilation: vec![1; 2],
+        rhs_dilation: vec![1; 2],
+        groups: 1,
+    };
+    let out = DType::F32;
+    let h = x.apply(Op::Conv { dims: conv(x, 1, 1), out }, &[first]);
+    let grouped = h.reshape(&[8, 64, 4, 4]);
+    let centred = grouped - grouped.mean(&[1, 3]).reshape(&[8, 1, 4, 1]);
+    let h = centred * (centred.square().mean(&[1, 3]).reshape(&[8, 1, 4, 1]) + 1e-5).rsqrt();
+    let h = (h.reshape(&[8, 8, 8, 16]) + table.take(label).reshape(&[8, 1, 1, 16])).silu();
+    let h = h.apply(Op::Conv { dims: conv(h, 2, 1), out }, &[wide]).silu();
+    let y = settled(h.apply(Op::Conv { dims: conv(h, 1, 0), out }, &[last]));
+    let loss = settled(y.square().sum_all() * 0.01);
+    dnx_autodiff::value_and_grad(&g.finish(&[loss]).unwrap(), &[0, 2, 3, 4, 5]).unwrap()
+}
+
+#[test]
+fn convolutional_networks_too() {
+    let run_on = |axes: &Axes, device: &str| {
+        let f = convolutions(axes);
+        let args: Vec<Array> = f.param_types().iter().enumerate().map(|(i, ty)| numbers(ty, i, 0.5)).collect();
+        let team = Team::open(Some(&format!("{device}*{}", f.mesh.devices()))).unwrap();
+        run(&team, &f, &[], &args, 1)
+    };
+    let wanted = run_on(&[], "cpu");
+    let meshes: [&Axes; 5] =
+        [&[("data", 2)], &[("data", 8)], &[("tensor", 2)], &[("tensor", 4)], &[("data", 2), ("tensor", 2)]];
+    for axes in meshes {
+        for (i, (a, b)) in run_on(axes, "cpu").iter().zip(&wanted).enumerate() {
+            assert_near(&format!("cpu {axes:?}: result {i}"), a, b);
+        }
+    }
+    for axes in [&[("data", 2)], &[("tensor", 2)]] {
+        for (i, (a, b)) in run_on(axes, "vulkan:llvmpipe").iter().zip(&wanted).enumerate() {
+            assert_near(&format!("gpu {axes:?}: result {i}"), a, b);
+        }
     }
 }
 
