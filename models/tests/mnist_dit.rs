@@ -66,13 +66,12 @@ struct Data {
 
 fn data() -> Option<Data> {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/mnist_dit");
-    let read = |name: &str| std::fs::read(dir.join(name)).ok();
-    let found = read("mnist_dit.safetensors")
-        .and_then(|weights| Some(Data { weights, reference: read("reference.safetensors")? }));
-    if found.is_none() {
+    if !dir.is_dir() {
         eprintln!("skipped: no {}", dir.display());
+        return None;
     }
-    found
+    let read = |name: &str| std::fs::read(dir.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    Some(Data { weights: read("mnist_dit.safetensors"), reference: read("reference.safetensors") })
 }
 
 /// One tensor as numbers.

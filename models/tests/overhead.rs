@@ -22,7 +22,7 @@ const EVALUATIONS: u32 = 63;
 /// sampling of a network that takes no time, in alternation. The transformer is that of `configs/mnist_dit.toml`, and a
 /// smaller one.
 #[test]
-#[ignore = "a timing"]
+#[ignore = "prints what docs/performance.md tells: a timing proves nothing on a busy machine"]
 fn heun_with_guidance_beside_its_network() {
     let device = Device::cpu();
     for (dim, depth) in [(64, 2), (128, 4)] {

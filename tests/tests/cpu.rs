@@ -32,7 +32,7 @@ fn attention_among_other_ops() {
 
 /// Thousands of programs; minutes. `cargo test -p dnx-tests --test cpu -- --ignored`
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "thousands of random programs: minutes"]
 fn deep() {
     differential::check(&run, 1000..3000, &Config { ops: 32, ..Config::default() }, 5e-5);
 }

@@ -43,7 +43,7 @@ fn attention_among_other_ops() {
 
 /// Hundreds of programs; minutes. `cargo test -p dnx-tests --test gpu -- --ignored`
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "hundreds of random programs on software Vulkan: minutes"]
 fn deep() {
     let half = Config { half: true, ..Config::default() };
     let results = [(Config::default(), 5e-5), (half, 2e-2)]

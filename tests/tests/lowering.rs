@@ -46,7 +46,7 @@ fn gradients() {
 
 /// Thousands of programs; minutes. `cargo test -p dnx-tests --test lowering -- --ignored`
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "thousands of random programs: minutes"]
 fn deep() {
     let half = Config { half: true, ..Config::default() };
     let results = [(Config::default(), 3e-5), (Config { ops: 32, ..Config::default() }, 5e-5), (half, 2e-2)]

@@ -150,7 +150,7 @@ decay = 0.0
 /// DiT-S/2 on latents of 16 by 16 by 4 (64 tokens), 200 steps; minutes on two cores.
 /// `cargo test -p dnx-tests --test parity -- --ignored --nocapture`
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "200 steps of DiT-S/2 in two precisions: minutes"]
 fn gradients_of_dit_s2_over_200_steps() {
     let rows = rows(DIT_S2, "f16", 200);
     let mut errors: Vec<f64> = rows.iter().map(|r| r.gradient_error).collect();

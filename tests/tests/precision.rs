@@ -41,7 +41,7 @@ fn gpu() {
 
 /// Hundreds of programs; minutes. `cargo test -p dnx-tests --test precision -- --ignored`
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "hundreds of random programs: minutes"]
 fn deep() {
     let device = Device::cpu();
     for (precision, tolerance) in HALVES {

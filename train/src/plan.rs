@@ -64,7 +64,8 @@ impl Machine {
                         (None, Some(number)) => (number, 1e-3),
                         (None, None) => return Err(wrong(part)),
                     };
-                    machine.latency = number.parse::<f64>().map_err(|_| wrong(part))? * unit;
+                    let number = number.parse::<f64>().ok().filter(|n| (0.0..1e6).contains(n));
+                    machine.latency = number.ok_or_else(|| wrong(part))? * unit;
                 }
                 "gpu" if value == "here" => machine.rates = None,
                 "gpu" => {
@@ -82,7 +83,7 @@ impl Machine {
     }
 }
 
-/// A positive number with `k`, `M`, `G` or `T`.
+/// A number with `k`, `M`, `G` or `T`, at least a thousand: no machine is slower, and no time overflows.
 fn scaled(text: &str) -> Option<f64> {
     let text = text.trim();
     let factor = match text.chars().last()? {
@@ -93,7 +94,7 @@ fn scaled(text: &str) -> Option<f64> {
         _ => 1.0,
     };
     let number = if factor == 1.0 { text } else { &text[..text.len() - 1] };
-    number.parse::<f64>().ok().filter(|n| *n > 0.0).map(|n| n * factor)
+    number.parse::<f64>().ok().map(|n| n * factor).filter(|n| (1e3..1e30).contains(n))
 }
 
 /// The least time of a program's arithmetic at these rates.
@@ -218,6 +219,9 @@ mod tests {
             ("link=1GB,latency=5", "latency=5"),
             ("speed=1", "speed=1"),
             ("link=-1GB", "link=-1GB"),
+            ("link=1GB,latency=-5us", "latency=-5us"),
+            ("link=0.001bit", "link=0.001bit"),
+            ("link=1GB,gpu=NaN:1T", "gpu=NaN:1T"),
         ] {
             let message = Machine::parse(text).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");

@@ -27,10 +27,11 @@ impl Job {
         #[cfg(feature = "mpi")]
         return Ok(Job { mpi: if launched { Some(dnx::runtime::team::transport::mpi::Mpi::join()?) } else { None } });
         #[cfg(not(feature = "mpi"))]
-        match launched && std::env::var("OMPI_COMM_WORLD_SIZE").is_ok_and(|n| n != "1") {
+        match launched && ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"].iter().any(|v| std::env::var(v).is_ok_and(|n| n != "1"))
+        {
             false => Ok(Job {}),
             true => {
-                let message = "mpirun started several processes, and this program was built without MPI: build it with \
+                let message = "a launcher of MPI started several processes, and this program was built without MPI: build it with \
                                cargo build --release --features mpi";
                 Err(Error::Usage(message.into()))
             }

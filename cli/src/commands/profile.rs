@@ -21,10 +21,15 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
     let raw: Config = source.parse()?;
     let data = Arc::new(Dataset::open(&raw.data, raw.train.seed)?);
     let resolved = Config::resolve(source, Some(&data))?;
-    let team = Job::join()?.team(args.device.as_deref(), resolved.layout.devices())?;
+    let job = Job::join()?;
+    let team = job.team(args.device.as_deref(), resolved.layout.devices())?;
     let trainer = Trainer::over(resolved, &team, data)?;
     let name = args.config.display().to_string();
-    let Some(bound) = trainer.placed().bound() else { return timeline(args, &trainer, &name) };
+    let Some(bound) = trainer.placed().bound() else {
+        timeline(args, &trainer, &name)?;
+        drop((trainer, team));
+        return job.leave();
+    };
     let profile = Profile::of(bound, Rates::of(trainer.device())?, args.runs)?;
     if let Some(path) = &args.out {
         let trace = profile.trace(&name, trainer.device().name());

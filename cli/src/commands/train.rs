@@ -54,7 +54,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     );
     if args.dry_run {
         let estimate = dnx::train::estimate::step_time(trainer.device(), &stats)?;
-        return print(&format!("{summary}\nabout {:.1} ms a step\n", estimate.as_secs_f64() * 1e3));
+        let first = trainer.placed().is_first();
+        drop((trainer, team));
+        job.leave()?;
+        let text = format!("{summary}\nabout {:.1} ms a step\n", estimate.as_secs_f64() * 1e3);
+        return if first { print(&text) } else { Ok(()) };
     }
     let first = trainer.placed().is_first();
     if first {
@@ -62,8 +66,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     }
     let stop = stop_flag()?;
     trainer.fit(&run, FitOptions { existing: &existing, stop: &stop, quiet: args.quiet })?;
-    drop(trainer);
-    drop(team);
+    drop((trainer, team));
     job.leave()?;
     if first { print(&format!("{}\n", run.path().display())) } else { Ok(()) }
 }

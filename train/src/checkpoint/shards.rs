@@ -144,7 +144,8 @@ pub fn read(folder: &Path, file: &str) -> Result<Named> {
     let index: Index = serde_json::from_str(&text).map_err(|e| damaged(format!("damaged: {e}")))?;
     let axes: Vec<(&str, usize)> = index.mesh.iter().map(|(name, size)| (name.as_str(), *size)).collect();
     let mesh = Mesh::new(&axes);
-    let devices = mesh.devices();
+    let count = index.mesh.iter().try_fold(1usize, |n, &(_, size)| n.checked_mul(size));
+    let Some(devices @ 1..) = count else { return Err(damaged("its mesh has no devices, or too many".into())) };
     let mut parts: BTreeMap<usize, BTreeMap<String, Array>> = BTreeMap::new();
     for rank in index.tensors.values().flat_map(|t| &t.parts) {
         if !parts.contains_key(rank) {
@@ -162,7 +163,8 @@ pub fn read(folder: &Path, file: &str) -> Result<Named> {
         let Some(first) = own.first() else { return Err(damaged(format!("{name} has no parts"))) };
         let split = entry.axes.iter().map(|axes| axes.iter().map(|a| AxisName::from(a.as_str())).collect());
         let ty = Type::new(first.dtype(), entry.grid).with_sharding(Sharding::new(split.collect(), vec![]));
-        if entry.dims.iter().product::<usize>() != ty.elems() {
+        let dims = Type::new(ty.dtype, entry.dims.clone());
+        if !ty.is_addressable() || !dims.is_addressable() || dims.elems() != ty.elems() {
             return Err(damaged(format!("{name} has dims {:?} and parts of {ty}", entry.dims)));
         }
         let array = whole(&own, &ty, &mesh).map_err(|e| damaged(format!("{name}: {e}")))?;
@@ -220,6 +222,16 @@ mod tests {
         for ((name, dims, _), array) in types.iter().zip(&arrays).take(3) {
             assert_eq!(back[*name], array.reshaped(dims.clone()), "{name}");
         }
+        let index = dir.path().join("model.safetensors.index.json");
+        let text = std::fs::read_to_string(&index).unwrap();
+        for (from, to) in
+            [("[\"tensor\",2]", "[\"tensor\",0]"), ("[12,8]", "[12,9]"), ("[3,4,8]", "[3,4]"), ("\"fsdp\"]", "\"up\"]")]
+        {
+            assert!(text.contains(from), "{from} in {text}");
+            std::fs::write(&index, text.replacen(from, to, 1)).unwrap();
+            assert!(read(dir.path(), "model").unwrap_err().to_string().contains("index.json"), "{to}");
+        }
+        std::fs::write(&index, text).unwrap();
         std::fs::remove_file(dir.path().join("model-00000-of-00008.safetensors")).unwrap();
         assert!(read(dir.path(), "model").unwrap_err().to_string().contains("model-00000-of-00008"));
     }

@@ -345,15 +345,28 @@ impl Trainer {
         // Where the other processes write.
         let parts = folder.join(format!(".{}.parts", checkpoint::folder_name(self.step)));
         let first = self.placed.is_first();
-        self.placed.together(if first { create_folder(&parts) } else { Ok(()) })?;
+        let made = || -> Result<()> {
+            // What an earlier attempt left there is of no use.
+            if parts.exists() {
+                std::fs::remove_dir_all(&parts).map_err(Error::io("cannot remove", &parts))?;
+            }
+            create_folder(&parts)
+        };
+        self.placed.together(if first { made() } else { Ok(()) })?;
+        let mut met = false;
         let written = match first {
             true => checkpoint::write_with(folder, state, |into| {
+                met = true;
                 let mut names = self.placed.together(write(into))?;
                 names.extend(move_files(&parts, into)?);
                 Ok(names)
             }),
             false => self.placed.together(write(&parts)).map(|_| folder.join(checkpoint::folder_name(self.step))),
         };
+        if first && !met {
+            // It failed before the meeting at which the others wait.
+            self.placed.any(true)?;
+        }
         self.placed.together(written)
     }
 
