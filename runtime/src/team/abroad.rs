@@ -273,12 +273,14 @@ impl Abroad {
         if inboxes.is_empty() {
             inboxes.extend(self.peers.iter().map(|p| (p.process, vec![])));
         }
-        links.collect(self.tag, inboxes, waiting.limit, waiting.stop)
+        links.collect(self.tag, inboxes, waiting)
     }
 }
 
-/// How long the one who speaks waits beyond what is usual, and what makes it stop.
+/// For whom the one who speaks waits, how long beyond what is usual, and what makes it stop.
 pub(super) struct Waiting<'a> {
+    /// The ranks of the group.
+    pub(super) members: &'a [usize],
     pub(super) limit: Duration,
     pub(super) stop: &'a dyn Fn() -> bool,
 }

@@ -1,16 +1,19 @@
 //! Links: what a team knows of its other processes, and how long it waits for them.
 //!
 //! Every process tells all others from time to time that it is alive, from a thread of its own, so that one that died
-//! is told from one that is busy (it writes a checkpoint, say). A process of which nothing is heard for most of the team's
-//! timeout is lost. One that is alive is waited for [`PATIENCE`] times as long. Who fails tells all others why at once.
+//! is told from one that is busy. A process of which nothing is heard for most of the team's timeout is lost. One that is
+//! alive is waited for [`PATIENCE`] times as long while it is elsewhere: it compiles, or writes a checkpoint. With its signs of
+//! life it says how far its ranks have come in their run; a rank at work that gets no further is lost after the timeout and the
+//! time that who waits for it took itself, as in one process. Who fails tells all others why at once.
 //!
 //! After a failure messages of the broken run may still be under way, so such a team does not run again.
 
+use super::abroad::Waiting;
 use super::transport::Transport;
 use crate::{Error, Result};
 use dnx_codegen::Target;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -34,12 +37,35 @@ pub(super) struct Hello {
     pub(super) fingerprint: Option<String>,
 }
 
+/// What a rank does, as its process tells the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doing {
+    /// Nothing of a run: its process may do whatever it likes.
+    Nothing = 0,
+    /// Its share of a run.
+    Work = 1,
+    /// It is at a meeting: others keep it, and they are to blame.
+    Meet = 2,
+}
+
+/// How far a rank has come: the count of its [`Links::pulse`]s and, in the two lowest bits, what it does.
+type Pulse = u32;
+
+/// What was heard of a process.
+struct Heard {
+    at: Instant,
+    /// By its ranks the last pulse, and since when it is that.
+    ranks: Vec<(Pulse, Instant)>,
+}
+
 /// The other processes.
 pub(super) struct Links {
     pub(super) transport: Arc<dyn Transport>,
     /// Devices of every process.
     pub(super) hellos: Vec<Hello>,
-    heard: Vec<Mutex<Instant>>,
+    heard: Vec<Mutex<Heard>>,
+    /// Of the ranks of this process.
+    own: Vec<AtomicU32>,
     /// What another process has said went wrong, and which.
     alarm: Mutex<Option<(usize, String)>>,
     /// Ranks of this process that wait for others abroad: those at home have patience meanwhile.
@@ -59,10 +85,12 @@ impl Links {
     /// If one does not come, or the transport fails.
     pub(super) fn new(transport: Arc<dyn Transport>, hello: &Hello, timeout: Duration) -> Result<Arc<Links>> {
         let n = transport.processes();
+        let nothing = |_| Mutex::new(Heard { at: Instant::now(), ranks: vec![] });
         let mut links = Links {
             transport,
             hellos: vec![],
-            heard: (0..n).map(|_| Mutex::new(Instant::now())).collect(),
+            heard: (0..n).map(nothing).collect(),
+            own: (0..hello.devices).map(|_| AtomicU32::new(0)).collect(),
             alarm: Mutex::new(None),
             abroad: AtomicUsize::new(0),
             timeout,
@@ -81,7 +109,8 @@ impl Links {
             while let Some(links) = pulse.upgrade().filter(|l| !l.over.load(Ordering::SeqCst)) {
                 if last.is_none_or(|t| t.elapsed() >= links.timeout / 10) {
                     last = Some(Instant::now());
-                    links.tell(&[0]);
+                    let pulses = links.own.iter().flat_map(|p| p.load(Ordering::SeqCst).to_le_bytes());
+                    links.tell(&[0].into_iter().chain(pulses).collect::<Vec<u8>>());
                 }
                 links.listen();
                 drop(links);
@@ -109,6 +138,13 @@ impl Links {
         (0..self.transport.processes()).filter(move |&p| p != own)
     }
 
+    /// Notes that a rank of this process has come further, and what it does now.
+    pub(super) fn pulse(&self, local: usize, doing: Doing) {
+        let further = |pulse: Pulse| Some((pulse >> 2).wrapping_add(1) << 2 | doing as Pulse);
+        // Each rank has its own, so there is nobody to race with.
+        let _ = self.own[local].fetch_update(Ordering::SeqCst, Ordering::SeqCst, further);
+    }
+
     /// Says something to all others. A transport that fails shows where somebody waits.
     fn tell(&self, bytes: &[u8]) {
         for process in self.others() {
@@ -127,9 +163,14 @@ impl Links {
         let mut bytes = vec![];
         for process in self.others() {
             while let Ok(true) = self.transport.take(process, CONTROL, &mut bytes) {
-                *locked(&self.heard[process]) = Instant::now();
-                if let Some((1, why)) = bytes.split_first() {
-                    locked(&self.alarm).get_or_insert((process, String::from_utf8_lossy(why).into_owned()));
+                let mut heard = locked(&self.heard[process]);
+                heard.at = Instant::now();
+                match bytes.split_first() {
+                    Some((1, why)) => {
+                        locked(&self.alarm).get_or_insert((process, String::from_utf8_lossy(why).into_owned()));
+                    }
+                    Some((_, pulses)) => heard.hear(pulses),
+                    None => {}
                 }
             }
         }
@@ -145,21 +186,25 @@ impl Links {
     /// it takes to hear of it included. `limit` is how long one that is
     /// alive may take.
     fn is_lost(&self, process: usize, since: Instant, limit: Duration) -> bool {
-        locked(&self.heard[process]).max(since).elapsed() > self.timeout * 4 / 5 || since.elapsed() > limit
+        locked(&self.heard[process]).at.max(since).elapsed() > self.timeout * 4 / 5 || since.elapsed() > limit
     }
 
-    /// Takes one message from each of these processes, and sees that what was posted is under way. `limit` is as for
-    /// [`Links::is_lost`], on top of what an alive process may take.
+    /// Whether a rank that is waited for since `since` is at work and has come no further for `limit`.
+    fn is_stuck(&self, rank: usize, since: Instant, limit: Duration) -> bool {
+        let process = self.process_of(rank);
+        let heard = locked(&self.heard[process]);
+        heard
+            .ranks
+            .get(rank - self.ranks(process).start)
+            .is_some_and(|(pulse, from)| pulse & 3 == Doing::Work as Pulse && (*from).max(since).elapsed() > limit)
+    }
+
+    /// Takes one message from each of these processes, and sees that what was posted is under way.
     ///
     /// # Errors
     /// [`Trouble`].
-    pub(super) fn collect(
-        &self,
-        tag: u32,
-        inboxes: &mut [(usize, Vec<u8>)],
-        limit: Duration,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<(), Trouble> {
+    pub(super) fn collect(&self, tag: u32, inboxes: &mut [(usize, Vec<u8>)], waits: &Waiting) -> Result<(), Trouble> {
+        let Waiting { limit, stop, members } = *waits;
         let since = Instant::now();
         let mut waiting: Vec<usize> = (0..inboxes.len()).collect();
         for round in 0u32.. {
@@ -186,9 +231,19 @@ impl Links {
             if let Some(error) = self.alarm() {
                 return Err(Trouble::Alarm(error));
             }
-            let lost: Vec<usize> = waiting.iter().map(|&i| inboxes[i].0).collect();
+            let kept_by: Vec<usize> = waiting.iter().map(|&i| inboxes[i].0).collect();
             let lost: Vec<usize> =
-                lost.into_iter().filter(|&p| self.is_lost(p, since, self.timeout * PATIENCE + limit)).collect();
+                kept_by.iter().copied().filter(|&p| self.is_lost(p, since, self.timeout * PATIENCE + limit)).collect();
+            let of = |processes: &[usize], rank: usize| processes.contains(&self.process_of(rank));
+            let lost: Vec<usize> = match lost.is_empty() {
+                true => members
+                    .iter()
+                    .copied()
+                    .filter(|&r| of(&kept_by, r))
+                    .filter(|&r| self.is_stuck(r, since, self.timeout + limit))
+                    .collect(),
+                false => members.iter().copied().filter(|&r| of(&lost, r)).collect(),
+            };
             if !lost.is_empty() {
                 return Err(Trouble::Lost(lost, since.elapsed()));
             }
@@ -256,6 +311,20 @@ impl Links {
     }
 }
 
+impl Heard {
+    /// Takes the pulses of the process's ranks, in order.
+    fn hear(&mut self, pulses: &[u8]) {
+        let told = pulses.chunks_exact(4).map(|b| Pulse::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        for (i, pulse) in told.enumerate() {
+            match self.ranks.get_mut(i) {
+                Some((last, _)) if *last == pulse => {}
+                Some(rank) => *rank = (pulse, self.at),
+                None => self.ranks.push((pulse, self.at)),
+            }
+        }
+    }
+}
+
 impl Drop for Links {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
@@ -265,7 +334,7 @@ impl Drop for Links {
 /// Why messages did not come.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    /// These processes are lost; how long they were waited for.
+    /// These ranks are lost; how long they were waited for.
     Lost(Vec<usize>, Duration),
     /// Another process says so.
     Alarm(Error),

@@ -92,8 +92,9 @@ impl Team {
     /// A team of the devices of several processes, each of which calls this with its own: the first process has the
     /// first ranks. All processes then load the same programs in the same order, and run them together.
     ///
-    /// A process of which nothing is heard for `timeout` ([`TIMEOUT`], say) is taken for lost and named by its ranks; one
-    /// that is alive is waited for 30 times as long, since it may write a checkpoint. After a failure the team is of no
+    /// A process of which nothing is heard for `timeout` ([`TIMEOUT`], say) is taken for lost and named by its ranks. So is a
+    /// rank that gets no further in a run, as in one process, though its process is alive. A process that is alive and not yet in
+    /// the run is waited for 30 times as long, since it may compile or write a checkpoint. After a failure the team is of no
     /// more use.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use super::Team;
 use super::abroad::{Abroad, Desk, Division, Waiting};
 use super::host::{Common, Move};
-use super::links::{Links, Trouble};
+use super::links::{Doing, Links, Trouble};
 use super::program::{TeamProgram, failed};
 use super::room::{Crisis, Patience, Room};
 use super::timeline::StretchKind;
@@ -204,7 +204,9 @@ impl Inner {
         let recording = self.recording.load(Ordering::SeqCst);
         let mut member =
             Member { inner: self, local, began, last: began, recording, spans: locked(&self.spans[local]) };
+        member.pulse(Doing::Work);
         let outcome = catch_unwind(AssertUnwindSafe(|| self.bounds[local].run_with(&mut member)));
+        member.pulse(Doing::Nothing);
         let program = || self.bounds[local].program().exec().name.clone();
         let error = match outcome {
             Ok(Ok(Some(()))) => None,
@@ -302,7 +304,7 @@ impl<'a> Member<'a> {
     ) -> Result<(), Stopped> {
         let inner = self.inner;
         let stop = || inner.crisis.is_raised();
-        let waiting = Waiting { limit: self.began.elapsed(), stop: &stop };
+        let waiting = Waiting { members: &room.members, limit: self.began.elapsed(), stop: &stop };
         links.abroad.fetch_add(1, Ordering::SeqCst);
         let said = say(&waiting);
         links.abroad.fetch_sub(1, Ordering::SeqCst);
@@ -310,10 +312,7 @@ impl<'a> Member<'a> {
             Ok(()) => return Ok(()),
             Err(Trouble::Stopped) => return Err(Stopped),
             Err(Trouble::Alarm(error)) => error,
-            Err(Trouble::Lost(processes, waited)) => {
-                let lost = |rank: &usize| processes.contains(&links.process_of(*rank));
-                self.missing(step, room.members.iter().copied().filter(lost).collect(), waited)
-            }
+            Err(Trouble::Lost(ranks, waited)) => self.missing(step, ranks, waited),
             Err(Trouble::Transport(why)) => {
                 let program = self.inner.bounds[self.local].program();
                 let error = Error::Team(format!("the transport between processes failed: {why}"));
@@ -350,11 +349,48 @@ impl Company for Member<'_> {
         super::tests::spring(&inner.trap, self.local, at);
         let meeting = &inner.meetings[at];
         let (number, place) = meeting.rooms[self.local];
-        let room = &inner.rooms[number];
         if let Some(error) = inner.links().and_then(Links::alarm) {
             inner.raise(error);
             return Err(Stopped);
         }
+        self.pulse(Doing::Meet);
+        let met = self.exchange(meeting, number, place, step, spans);
+        self.pulse(Doing::Work);
+        met
+    }
+
+    fn done(&mut self, step: usize) {
+        self.pulse(Doing::Work);
+        let exec = self.inner.bounds[self.local].program().exec();
+        if !matches!(exec.steps[step], Step::Collective { .. }) {
+            self.mark(StretchKind::Compute, step);
+        }
+    }
+
+    fn wants_the_end(&self) -> bool {
+        self.recording
+    }
+}
+
+impl<'a> Member<'a> {
+    /// Tells other processes that this rank has come further.
+    fn pulse(&self, doing: Doing) {
+        if let Some(links) = self.inner.links() {
+            links.pulse(self.local, doing);
+        }
+    }
+
+    /// Meets the others of a room.
+    fn exchange(
+        &mut self,
+        meeting: &'a Meeting,
+        number: usize,
+        place: usize,
+        step: usize,
+        spans: &[Span],
+    ) -> Result<(), Stopped> {
+        let inner = self.inner;
+        let room = &inner.rooms[number];
         let mut inside = self.enter(step, room, place, spans)?;
         self.mark(StretchKind::Wait, step);
         let abroad = meeting.abroad.iter().find(|(room, _)| *room == number).map(|(_, abroad)| abroad);
@@ -398,17 +434,6 @@ impl Company for Member<'_> {
         inside.leave()?;
         self.mark(StretchKind::Wait, step);
         Ok(())
-    }
-
-    fn done(&mut self, step: usize) {
-        let exec = self.inner.bounds[self.local].program().exec();
-        if !matches!(exec.steps[step], Step::Collective { .. }) {
-            self.mark(StretchKind::Compute, step);
-        }
-    }
-
-    fn wants_the_end(&self) -> bool {
-        self.recording
     }
 }
 

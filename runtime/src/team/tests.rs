@@ -466,10 +466,10 @@ fn a_process_that_dies_is_named_and_a_busy_one_is_waited_for() {
         let teams: Vec<_> = ends.into_iter().map(join).collect();
         teams.into_iter().map(|t| t.join().unwrap()).collect()
     });
-    // Longer than the timeout, but alive.
-    let late = run_across(&teams, |process, bound| {
+    // Longer than the timeout, but alive, and before it is at work: it may write a checkpoint.
+    let late = run_across(&teams, |process, _| {
         if process == 1 {
-            bound.trap(Trap { rank: 0, meeting: 1, harm: Harm::Hang(timeout * 2) });
+            std::thread::sleep(timeout * 2);
         }
     });
     late.iter().for_each(|(outcome, _)| assert!(outcome.is_ok(), "{outcome:?}"));
@@ -483,6 +483,32 @@ fn a_process_that_dies_is_named_and_a_busy_one_is_waited_for() {
     let text = outcome.as_ref().unwrap_err().to_string();
     assert!(text.contains("rank 1 of a team did not come"), "{text}");
     assert!(*time < timeout * 2, "{time:?}");
+}
+
+/// A rank that gets no further in a run is named though its process lives on, also where others wait for those that wait
+/// for it; one that is slow, but gets further, is not.
+#[test]
+fn a_rank_that_hangs_is_named_though_its_process_lives() {
+    let timeout = Duration::from_secs(2);
+    let teams = processes(&[1, 1, 1], timeout, several_cpus);
+    let hung = run_across(&teams, |process, bound| {
+        if process == 2 {
+            bound.trap(Trap { rank: 0, meeting: 3, harm: Harm::Hang(timeout * 4) });
+        }
+    });
+    for (process, (outcome, time)) in hung.iter().enumerate().take(2) {
+        let text = outcome.as_ref().unwrap_err().to_string();
+        assert!(text.contains("rank 2 of a team did not come"), "process {process}: {text}");
+        assert!(timeout < *time && *time < timeout * 2, "process {process} took {time:?}");
+    }
+
+    let teams = processes(&[1, 1], timeout, several_cpus);
+    let slow = run_across(&teams, |process, bound| {
+        if process == 1 {
+            bound.trap(Trap { rank: 0, meeting: 1, harm: Harm::Hang(timeout / 2) });
+        }
+    });
+    slow.iter().for_each(|(outcome, _)| assert!(outcome.is_ok(), "{outcome:?}"));
 }
 
 #[test]
