@@ -113,8 +113,10 @@ fn conv_kernel(a: &mut At, c: &ConvDims, ct: ValueId) -> Result<ValueId> {
     let (samples, inner) = (input[0], kernel[spatial]);
     let size = &input[1..=spatial];
     let windows = a.b.dims(ct)[1..=spatial].to_vec();
-
     let ct = a.b.convert(ct, a.ty[1].dtype)?;
+    if g > 1 && !a.ty[0].sharding.dim(0).is_empty() {
+        return conv_kernel_by_taps(a, c, ct);
+    }
     let order: Vec<usize> = (1..=spatial).collect();
     let lhs = if g == 1 {
         a.b.transpose(a.x[0], &[&[spatial + 1], &order[..], &[0]].concat())?
@@ -141,4 +143,55 @@ fn conv_kernel(a: &mut At, c: &ConvDims, ct: ValueId) -> Result<ValueId> {
     };
     let product = a.b.emit(Op::Conv { dims, out: a.ty[1].dtype }, &[lhs, rhs])?;
     a.b.transpose(product, &[&order[..], &[0, spatial + 1]].concat())
+}
+
+/// [`conv_kernel`] of groups whose samples are split over devices. Each device then has some samples of all groups, so that they
+/// can't be made the channels of their group. Instead a product per tap of the kernel, of the input at that tap's places and
+/// the cotangent: groups are its batch, and the sum over samples and windows is a sum over devices too.
+fn conv_kernel_by_taps(a: &mut At, c: &ConvDims, ct: ValueId) -> Result<ValueId> {
+    let (input, kernel) = (a.ty[0].dims.clone(), a.ty[1].dims.clone());
+    let (spatial, g) = (c.stride.len(), c.groups);
+    let (inner, features) = (kernel[spatial], kernel[spatial + 1]);
+    let windows = a.b.dims(ct)[1..=spatial].to_vec();
+
+    // The input spread and padded as far as any tap reaches; where padding is negative, taps begin further in.
+    let first: Vec<usize> = (0..spatial).map(|d| (-c.padding[d].0).max(0) as usize).collect();
+    let span: Vec<usize> = (0..spatial).map(|d| windows[d].saturating_sub(1) * c.stride[d] + 1).collect();
+    let (mut low, mut high, mut interior) = (vec![0; spatial + 2], vec![0; spatial + 2], vec![0; spatial + 2]);
+    for d in 0..spatial {
+        low[d + 1] = c.padding[d].0.max(0) as usize;
+        interior[d + 1] = c.lhs_dilation[d] - 1;
+        let has = low[d + 1] as i64 + dilated(input[d + 1], c.lhs_dilation[d]);
+        let reach = (first[d] + (kernel[d] - 1) * c.rhs_dilation[d] + span[d]) as i64;
+        high[d + 1] = (reach - has).max(0) as usize;
+    }
+    let zero = a.b.scalar(a.ty[0].dtype, 0.0);
+    let x = a.b.emit(Op::Pad { low, high, interior }, &[a.x[0], zero])?;
+
+    let dims = DotDims {
+        lhs_batch: vec![spatial + 1],
+        rhs_batch: vec![spatial + 1],
+        lhs_contract: (0..=spatial).collect(),
+        rhs_contract: (0..=spatial).collect(),
+    };
+    let ct = a.b.reshape(ct, &[&[input[0]], &windows[..], &[g, features / g]].concat())?;
+    let mut taps = Vec::with_capacity(kernel[..spatial].iter().product());
+    for tap in 0..kernel[..spatial].iter().product() {
+        let (mut start, mut limit, mut stride) = (vec![0; spatial + 2], a.b.dims(x).to_vec(), vec![1; spatial + 2]);
+        let mut rest = tap;
+        for d in (0..spatial).rev() {
+            start[d + 1] = first[d] + rest % kernel[d] * c.rhs_dilation[d];
+            limit[d + 1] = start[d + 1] + span[d];
+            stride[d + 1] = c.stride[d];
+            rest /= kernel[d];
+        }
+        let here = a.b.emit(Op::Slice { start, limit, stride }, &[x])?;
+        let here = a.b.reshape(here, &[&[input[0]], &windows[..], &[g, inner]].concat())?;
+        // `[group, inner, features of a group]`.
+        let product = a.b.emit(Op::Dot { dims: dims.clone(), out: a.ty[1].dtype }, &[here, ct])?;
+        let product = a.b.transpose(product, &[1, 0, 2])?;
+        taps.push(a.b.reshape(product, &[1, inner, features])?);
+    }
+    let all = a.b.emit(Op::Concat { dim: 0 }, &taps)?;
+    a.b.reshape(all, &kernel)
 }
