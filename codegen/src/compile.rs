@@ -1,6 +1,6 @@
 //! From a function to an [`Executable`]: the back half of the pipeline.
 
-use crate::depth::without_barriers;
+use crate::depth::{gathers_ahead, without_barriers};
 use crate::dumps::{fusion_text, memory_text, schedule_text};
 use crate::exec::{BufRef, Collective, Executable, KernelEntry, Part, Port, Requires, Step, VERSION};
 use crate::fuse::{Fusion, Group, Work, compute_nodes, fuse};
@@ -9,7 +9,7 @@ use crate::lower::Lowered;
 use crate::memory::{Full, Life, Slabs};
 use crate::options::{Options, Target};
 use crate::passes::prepare_with;
-use crate::schedule::{Place, Schedule, as_multi, schedule};
+use crate::schedule::{Depths, Place, Schedule, as_multi, schedule};
 use crate::{CompileError, Dump, InStage, Result, Stage, wgsl};
 use dnx_ir::{Func, Op, Type, ValueId};
 use std::collections::HashMap;
@@ -43,7 +43,8 @@ pub fn compile(func: &Func, options: &Options) -> Result<Compiled> {
 pub fn compile_with(func: &Func, options: &Options, verify: bool, dump: &mut Dump) -> Result<Compiled> {
     check_donations(func, options)?;
     let prepared = prepare_with(func, options, verify, dump)?;
-    let (func, depths) = without_barriers(&prepared).in_stage(Stage::Fuse)?;
+    let (func, mut depths) = without_barriers(&prepared).in_stage(Stage::Fuse)?;
+    let ahead = if options.gather_ahead { gathers_ahead(&func, &mut depths) } else { vec![] };
     // One binding is left for the scratch buffer of kernels in two stages.
     let max_args = match &options.target {
         Target::Cpu => CPU_ARGS,
@@ -52,7 +53,7 @@ pub fn compile_with(func: &Func, options: &Options, verify: bool, dump: &mut Dum
     let Fusion { groups, reasons } = fuse(&func, &depths, max_args, options.fuse).in_stage(Stage::Fuse)?;
     dump.record(Stage::Fuse, || fusion_text(&func, &groups, &reasons));
     dump.record(Stage::Kernels, || groups.iter().filter_map(|g| g.work.kernel()).map(|k| format!("{k}\n")).collect());
-    let plan = schedule(&func, &groups, &depths, &options.donate, options.bucket_bytes);
+    let plan = schedule(&func, &groups, Depths { of: &depths, ahead: &ahead }, &options.donate, options.bucket_bytes);
     dump.record(Stage::Schedule, || schedule_text(&func, &groups, &plan));
     let (exec, lives) = Planner::new(&func, &groups, &plan, options).plan()?;
     dump.record(Stage::Memory, || memory_text(&func, &exec, &lives));

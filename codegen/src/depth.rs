@@ -7,6 +7,9 @@
 //! Pointwise work that nobody wants before a later barrier is moved there where that keeps less in memory: the new
 //! weights, moments and averages of an optimizer wait for the check that the whole step is finite, so it is the
 //! gradient that is kept until then, not they.
+//!
+//! Where devices exchange while they compute, weights that are gathered for a block are asked for one block ahead
+//! ([`gathers_ahead`]): while one block computes, the weights of the next are on their way.
 
 use crate::fuse::is_given;
 use dnx_ir::{Builder, Func, NodeId, Op, ValueId};
@@ -40,6 +43,40 @@ pub fn without_barriers(func: &Func) -> dnx_ir::Result<(Func, Vec<u32>)> {
         sink(&func, &mut depths);
     }
     Ok((func, depths))
+}
+
+/// Brings what is gathered from parameters to the depth of the gathers before it, and what leads up to it (conversions,
+/// views) with it. Gives per node, if it is such a gather or leads up to one, the depth at which its results are wanted; the
+/// schedule puts these first in the depth they now have, so that there are two blocks' weights at most at a time.
+pub fn gathers_ahead(func: &Func, depths: &mut [u32]) -> Vec<Option<u32>> {
+    // What is made of parameters alone by work that may be done at any time.
+    let mut given = vec![false; func.nodes.len()];
+    for (id, node) in func.iter() {
+        let from = |v: &ValueId| given[func.values[v.index()].node.index()];
+        given[id.index()] = is_given(&node.op) || (movable(&node.op) && node.operands.iter().all(from));
+    }
+    let made_by = |v: ValueId| func.values[v.index()].node.index();
+    let gathers: Vec<usize> =
+        func.iter().filter(|(_, n)| matches!(n.op, Op::AllGather { .. })).map(|(id, _)| id.index()).collect();
+    let before: BTreeSet<u32> = gathers.iter().map(|&g| depths[g]).collect();
+    let mut wanted = vec![None; func.nodes.len()];
+    for g in gathers {
+        if !given[made_by(func.nodes[g].operands[0])] {
+            continue;
+        }
+        let own = depths[g];
+        let ahead = before.range(..own).next_back().copied().unwrap_or(own);
+        let mut stack = vec![g];
+        while let Some(n) = stack.pop() {
+            if is_given(&func.nodes[n].op) {
+                continue;
+            }
+            depths[n] = depths[n].min(ahead);
+            wanted[n] = Some(wanted[n].map_or(own, |w: u32| w.min(own)));
+            stack.extend(func.nodes[n].operands.iter().map(|&o| made_by(o)));
+        }
+    }
+    wanted
 }
 
 /// Ops that may be done later: elementwise work and what shapes it.

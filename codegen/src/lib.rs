@@ -13,7 +13,7 @@ pub mod stats;
 pub mod wgsl;
 
 pub use error::{CompileError, InStage, Result};
-pub use options::{GpuClass, GpuLimits, Options, Precision, Target};
+pub use options::{GpuClass, GpuLimits, Options, Precision, Target, Wire};
 pub use stages::{Dump, Stage};
 pub mod compile;
 pub mod fuse;

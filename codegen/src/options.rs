@@ -1,6 +1,7 @@
 //! What the compiler is asked for: the target and its limits, donated inputs, fusion on or off.
 
 use crate::kernel::Tile;
+use dnx_ir::DType;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -24,6 +25,12 @@ pub struct Options {
     /// Collectives of one kind between the same devices that are ready together are one meeting, up to this many bytes
     /// of operands and results (a single larger one is alone). 0: each is alone.
     pub bucket_bytes: u64,
+    /// Whether weights that are gathered for a block are asked for while the block before it computes. It takes the memory
+    /// of another block's weights, and time is won where a device goes on while values are exchanged: by default on GPUs that
+    /// are no software.
+    pub gather_ahead: bool,
+    /// What large `f32` values cross between devices as.
+    pub wire: Wire,
 }
 
 /// The default of [`Options::bucket_bytes`]: large enough that the cost of a meeting is small beside that of the bytes.
@@ -43,6 +50,8 @@ impl Options {
             tuned: BTreeMap::new(),
             held_scores: HELD_SCORES,
             bucket_bytes: BUCKET_BYTES,
+            gather_ahead: target.gpu().is_some_and(|limits| limits.class != GpuClass::Software),
+            wire: Wire::F32,
         }
     }
 
@@ -60,6 +69,16 @@ impl Options {
     /// The same options with meetings of this size; see [`Options::bucket_bytes`].
     pub fn with_bucket_bytes(self, bucket_bytes: u64) -> Options {
         Options { bucket_bytes, ..self }
+    }
+
+    /// The same options with or without weights gathered ahead of time; see [`Options::gather_ahead`].
+    pub fn with_gather_ahead(self, gather_ahead: bool) -> Options {
+        Options { gather_ahead, ..self }
+    }
+
+    /// The same options with values crossing between devices as these.
+    pub fn with_wire(self, wire: Wire) -> Options {
+        Options { wire, ..self }
     }
 
     /// The same options with this precision.
@@ -104,6 +123,39 @@ impl Precision {
         match self {
             Precision::F16 => true,
             Precision::F32 | Precision::Bf16Storage | Precision::Fp8E4m3 | Precision::Fp8E5m2 => false,
+        }
+    }
+}
+
+/// What `f32` values cross between devices as, those of a few thousand elements and more; see
+/// [`crate::passes::partition`]. Sums over devices are made in `f32` in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wire {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to `f16`: 11 bits, up to 65504. Gradients need loss scaling.
+    F16,
+    /// Rounded to `bf16`: 8 bits, with the range of `f32`.
+    Bf16,
+}
+
+impl Wire {
+    /// The type of narrow values; `None` where they stay as they are.
+    pub const fn narrow(self) -> Option<DType> {
+        match self {
+            Wire::F32 => None,
+            Wire::F16 => Some(DType::F16),
+            Wire::Bf16 => Some(DType::BF16),
+        }
+    }
+
+    /// Whether gradients cross in a type of narrow range, so that the loss must be scaled.
+    pub const fn needs_scaling(self) -> bool {
+        match self {
+            Wire::F16 => true,
+            Wire::F32 | Wire::Bf16 => false,
         }
     }
 }

@@ -5,7 +5,9 @@
 //! as soon as the two values they read have no other reader), the most first; then the kernel whose last node
 //! comes first in the program, which keeps a value's producer near its users. Collectives wait until a bucket of one kind between the
 //! same devices is full, or nothing else of their depth can go on: few meetings, each of many values. Those whose
-//! results are larger than their operands (gathered weights) wait for the latter alone. A donated input is overwritten by the kernel that makes its result,
+//! results are larger than their operands (gathered weights) wait for the latter alone, but for those that are asked for a
+//! block ahead ([`crate::depth::gathers_ahead`]): these, and what leads up to them, come first at their depth, in order of
+//! the depths that want them, each of those in meetings of its own. A donated input is overwritten by the kernel that makes its result,
 //! so every other reader of that input is put before that kernel; where that is impossible, or where the kernel
 //! reads the input at other elements than it writes, the result is made elsewhere and copied at the end.
 
@@ -38,8 +40,17 @@ pub struct Schedule {
     pub donated: Vec<Option<usize>>,
 }
 
+/// When work is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Depths<'a> {
+    /// Barriers before each node.
+    pub of: &'a [u32],
+    /// Per node that a gather ahead of time is or needs the depth at which its results are wanted.
+    pub ahead: &'a [Option<u32>],
+}
+
 /// Orders the groups. `bucket` is the most bytes of several collectives in one step.
-pub fn schedule(func: &Func, groups: &[Group], depths: &[u32], donate: &[(usize, usize)], bucket: u64) -> Schedule {
+pub fn schedule(func: &Func, groups: &[Group], depths: Depths, donate: &[(usize, usize)], bucket: u64) -> Schedule {
     let donated = |j: usize| donate.iter().find(|&&(_, o)| o == j).map(|&(i, _)| i);
     let donated: Vec<Option<usize>> = (0..func.results.len()).map(donated).collect();
     let producer: HashMap<ValueId, usize> =
@@ -184,8 +195,7 @@ pub fn as_multi(kernel: &Kernel) -> Option<Kernel> {
 struct Costs<'a> {
     func: &'a Func,
     groups: &'a [Group],
-    /// Barriers before each node.
-    depths: &'a [u32],
+    depths: Depths<'a>,
     /// Most bytes of several collectives in one step.
     bucket: u64,
     /// Results written to memory of their own.
@@ -208,6 +218,12 @@ impl Costs<'_> {
         reads.sort_unstable();
         reads.dedup();
         reads
+    }
+
+    /// The depth that wants what this batch gathers ahead of time, or leads up to.
+    fn wanted(&self, batch: &[usize]) -> Option<u32> {
+        let nodes = batch.iter().flat_map(|&g| &self.groups[g].members);
+        nodes.filter_map(|n| self.depths.ahead.get(n.index()).copied().flatten()).min()
     }
 
     fn takes(&self, batch: &[usize]) -> i64 {
@@ -234,10 +250,11 @@ fn order(costs: &Costs, after: &[BTreeSet<usize>], batches: &[Vec<usize>]) -> Op
     }
     let place = |b: usize| -> Option<(u32, NodeId)> {
         let last = |&g: &usize| *groups[g].members.last().expect("groups have members");
-        batches[b].iter().map(last).map(|n| (costs.depths[n.index()], n)).max()
+        batches[b].iter().map(last).map(|n| (costs.depths.of[n.index()], n)).max()
     };
     let reads: Vec<Vec<ValueId>> = batches.iter().map(|b| costs.reads(b)).collect();
     let takes: Vec<i64> = batches.iter().map(|b| costs.takes(b)).collect();
+    let wanted: Vec<Option<u32>> = batches.iter().map(|b| costs.wanted(b)).collect();
     let mut readers: HashMap<ValueId, usize> = HashMap::new();
     reads.iter().flatten().for_each(|&v| *readers.entry(v).or_default() += 1);
 
@@ -261,13 +278,22 @@ fn order(costs: &Costs, after: &[BTreeSet<usize>], batches: &[Vec<usize>]) -> Op
             (a, b) => a.or(b).expect("one of them is there"),
         };
         let stuck = depth(&ready) != Some(now);
-        let chosen = match bucket(costs, batches, &waiting, now, stuck) {
-            Some(bucket) => bucket,
-            None => {
+        let here = |set: &BTreeSet<Ready>| -> Vec<Ready> {
+            set.iter().take_while(|(place, _)| place.map(|(depth, _)| depth) == now).copied().collect()
+        };
+        let (able, mut meeting) = (here(&ready), here(&waiting));
+        let first = able.iter().chain(&meeting).filter_map(|&(_, b)| wanted[b]).min();
+        if first.is_some() {
+            meeting.retain(|&(_, b)| wanted[b] == first);
+        }
+        let leading = able.iter().find(|&&(_, b)| first.is_some() && wanted[b] == first);
+        let chosen = match (leading, bucket(costs, batches, &meeting, stuck || first.is_some())) {
+            (Some(&leading), _) => vec![leading],
+            (None, Some(bucket)) => bucket,
+            (None, None) => {
                 let gives =
                     |b: usize| reads[b].iter().filter(|v| readers[*v] == 1).map(|&v| costs.bytes(v)).sum::<i64>();
-                let same = ready.iter().take_while(|(place, _)| place.map(|(depth, _)| depth) == now);
-                let best = same.max_by_key(|&&(_, b)| (gives(b) - takes[b], Reverse(b)));
+                let best = able.iter().max_by_key(|&&(_, b)| (gives(b) - takes[b], Reverse(b)));
                 let best = best.filter(|&&(_, b)| gives(b) > 0 && gives(b) >= takes[b]);
                 vec![*best.or(ready.first()).expect("not stuck")]
             }
@@ -294,15 +320,9 @@ fn order(costs: &Costs, after: &[BTreeSet<usize>], batches: &[Vec<usize>]) -> Op
 /// A batch that nothing keeps from being next: its depth and last node, and its number.
 type Ready = (Option<(u32, NodeId)>, usize);
 
-/// The collectives that are next, if any are: those of the first full bucket at this depth or, where nothing else can
-/// go on (`stuck`), of the first one.
-fn bucket(
-    costs: &Costs,
-    batches: &[Vec<usize>],
-    waiting: &BTreeSet<Ready>,
-    depth: Option<u32>,
-    stuck: bool,
-) -> Option<Vec<Ready>> {
+/// Of collectives that wait at one depth those that are next, if any are: those of the first full bucket or, where nothing
+/// else is to go on (`now`), of the first one.
+fn bucket(costs: &Costs, batches: &[Vec<usize>], here: &[Ready], now: bool) -> Option<Vec<Ready>> {
     let collective = |at: &Ready| -> (&Collective, u64) {
         let group = &costs.groups[batches[at.1][0]];
         let Work::Collective(op, operand) = &group.work else { unreachable!("only collectives wait") };
@@ -310,16 +330,15 @@ fn bucket(
         (op, bytes(*operand) + group.outputs.iter().map(|&v| bytes(v)).sum::<u64>())
     };
     let together = |a: &Collective, b: &Collective| a.name() == b.name() && a.axes() == b.axes();
-    let here: Vec<&Ready> = waiting.iter().take_while(|(place, _)| place.map(|(depth, _)| depth) == depth).collect();
     let mut tried: Vec<&Collective> = vec![];
-    for &first in &here {
+    for first in here {
         let (op, mut total) = collective(first);
         if tried.iter().any(|t| together(t, op)) {
             continue;
         }
         tried.push(op);
         let (mut chosen, mut full) = (vec![*first], total >= costs.bucket);
-        for &at in here.iter().filter(|&&at| at > first) {
+        for at in here.iter().filter(|&at| at > first) {
             let (other, bytes) = collective(at);
             if full || !together(op, other) {
                 continue;
@@ -330,7 +349,7 @@ fn bucket(
                 chosen.push(*at);
             }
         }
-        if stuck || (full && !op.grows()) {
+        if now || (full && !op.grows()) {
             return Some(chosen);
         }
     }

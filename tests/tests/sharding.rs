@@ -1,7 +1,8 @@
 //! Training over meshes on real devices: numbers of one device, volumes of the theory, memory that falls with devices.
 
+use dnx_codegen::exec::{Collective, Executable, Step};
 use dnx_codegen::stats::{CollectiveStats, Stats};
-use dnx_codegen::{Options, Target, compile};
+use dnx_codegen::{GpuLimits, Options, Target, Wire, compile};
 use dnx_ir::attention::attention;
 use dnx_ir::parts::{part, whole};
 use dnx_ir::{Array, ConvDims, DType, Func, Graph, Mesh, Op, Sharding, Tensor, Type};
@@ -57,17 +58,27 @@ fn inputs(p: &TrainProgram) -> Vec<Array> {
 
 /// Runs a function over its mesh on a team, `times` times; gives the results, whole.
 fn run(team: &Team, func: &Func, donate: &[(usize, usize)], args: &[Array], times: usize) -> Vec<Array> {
+    run_with(team, func, &team.options().with_donate(donate), args, times)
+}
+
+/// The same, compiled with these options. Devices that hold the same part must hold the same bits.
+fn run_with(team: &Team, func: &Func, options: &Options, args: &[Array], times: usize) -> Vec<Array> {
     let (mesh, types) = (&func.mesh, func.param_types());
     let local = |rank: usize| {
         let own: Vec<Array> =
             args.iter().zip(&types).map(|(a, ty)| part(a, &ty.sharding, mesh, rank).unwrap()).collect();
         team.upload_all(rank, &own).unwrap()
     };
-    let bound = team.compile(func, donate).unwrap().bind(&team.ranks().map(local).collect::<Vec<_>>()).unwrap();
+    let program = team.load(compile(func, options).unwrap().exec).unwrap();
+    let bound = program.bind(&team.ranks().map(local).collect::<Vec<_>>()).unwrap();
     (0..times).for_each(|_| bound.run().unwrap());
     let result = |(i, ty): (usize, &Type)| {
         let parts: Vec<Array> = team.ranks().map(|r| bound.outputs(r).unwrap()[i].download().unwrap()).collect();
-        whole(&parts, ty, mesh).unwrap()
+        let all = whole(&parts, ty, mesh).unwrap();
+        for (rank, own) in parts.iter().enumerate() {
+            assert_eq!(part(&all, &ty.sharding, mesh, rank).unwrap(), *own, "result {i} of rank {rank}");
+        }
+        all
     };
     func.result_types().into_iter().enumerate().map(result).collect()
 }
@@ -282,6 +293,136 @@ fn weights_are_gathered_a_block_at_a_time() {
     let in_slabs: u64 = exec.slabs.iter().sum();
     let weights = bytes(&p, |_| true);
     assert!((in_slabs as f64) < 0.5 * weights, "{in_slabs} bytes of temporaries beside weights of {weights}");
+}
+
+/// Values that cross in 16 bits take half the bytes; small ones and sums under way don't.
+#[test]
+fn narrow_transport_halves_what_crosses() {
+    let large = |s: &Type| s.elems() >= 4096;
+    let of = |axes: &Axes, wire: Wire| -> Vec<CollectiveStats> {
+        let p = step(&Network::Dit(dit(Remat::None)), 8, axes);
+        let options = Options::new(Target::Cpu).with_donate(&p.donate).with_wire(wire);
+        Stats::of(&compile(&p.func, &options).unwrap().exec, 0, 0).collectives
+    };
+    let all = |of: &[CollectiveStats], kinds: &[&str]| -> f64 {
+        of.iter().filter(|c| kinds.contains(&&*c.kind)).map(|c| c.ring_bytes as f64).sum()
+    };
+    for wire in [Wire::Bf16, Wire::F16] {
+        for axes in [&[("data", 4)][..], &[("fsdp", 4)], &[("data", 2), ("fsdp", 2)]] {
+            let (wide, narrow) = (of(axes, Wire::F32), of(axes, wire));
+            let kinds = ["all_reduce", "all_gather", "reduce_scatter"];
+            let saved = all(&wide, &kinds) - all(&narrow, &kinds);
+            // All that is exchanged of large parameters, forward and backward.
+            let p = step(&Network::Dit(dit(Remat::None)), 8, axes);
+            let params = bytes(&p, large);
+            let frozen: f64 = p.frozen.iter().map(|s| s.elems() as f64 * 4.0).filter(|&b| b >= 16384.0).sum();
+            let share = |n: f64| (n - 1.0) / n;
+            let theory = match axes {
+                [("data", _)] => 2.0 * share(4.0) * params,
+                [("fsdp", _)] => share(4.0) * (2.0 * params + frozen),
+                // Gathered and scattered over one axis, halves summed over the other, of which some are small.
+                _ => share(2.0) * (2.0 * params + frozen) + share(2.0) * bytes(&p, |s| s.elems() >= 8192),
+            };
+            assert!((saved / (theory / 2.0) - 1.0).abs() < 1e-6, "{axes:?} {wire:?}: {saved} of {theory}");
+        }
+        let (wide, narrow) = (of(&[("tensor", 2)], Wire::F32), of(&[("tensor", 2)], wire));
+        let ratio = all(&narrow, &["all_reduce"]) / all(&wide, &["all_reduce"]);
+        assert!((0.5..0.52).contains(&ratio), "tensor=2 {wire:?}: {ratio}");
+        // A round of four: keys and values three times forward and three backward, their cotangents four times.
+        let (wide, narrow) = (of(&[("sequence", 4)], Wire::F32), of(&[("sequence", 4)], wire));
+        let ratio = all(&narrow, &["ppermute"]) / all(&wide, &["ppermute"]);
+        assert_eq!(ratio, (3.0 + 4.0) / (6.0 + 4.0), "sequence=4 {wire:?}");
+    }
+}
+
+/// Ten steps whose exchange is rounded move the weights as those whose exchange is not, on devices that hold the same bits.
+#[test]
+fn narrow_transport_trains_alike() {
+    let meshes: [&Axes; 5] = [
+        &[("data", 2)],
+        &[("fsdp", 2)],
+        &[("tensor", 2)],
+        &[("sequence", 2)],
+        &[("data", 2), ("fsdp", 2), ("tensor", 2)],
+    ];
+    for axes in meshes {
+        let p = step(&Network::Dit(dit(Remat::Block)), 8, axes);
+        let team = Team::open(Some(&format!("cpu*{}", p.func.mesh.devices()))).unwrap();
+        let weights = |arrays: Vec<Array>| -> Vec<f64> {
+            let params = p.state.iter().zip(arrays).filter(|(s, _)| s.role == Role::Param);
+            params.flat_map(|(_, a)| a.to_f64_vec()).collect()
+        };
+        let trained = |wire: Wire| {
+            let options = team.options().with_donate(&p.donate).with_wire(wire);
+            weights(run_with(&team, &p.func, &options, &inputs(&p), 10))
+        };
+        let apart = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+        let (start, wide) = (weights(inputs(&p)), trained(Wire::F32));
+        // Each value is rounded by up to 2^-8 or 2^-11 of it, and a sum once more.
+        for (wire, bound) in [(Wire::Bf16, 2f64.powi(-8)), (Wire::F16, 2f64.powi(-11))] {
+            let error = apart(&trained(wire), &wide) / apart(&start, &wide);
+            assert!((1e-5..bound).contains(&error), "{axes:?} {wire:?}: weights move {error:.2e} apart");
+        }
+    }
+}
+
+/// The steps at which weights are gathered.
+fn gathers(exec: &Executable) -> Vec<usize> {
+    let gathers =
+        |s: &Step| matches!(s, Step::Collective { parts, .. } if matches!(parts[0].op, Collective::AllGather { .. }));
+    (0..exec.steps.len()).filter(|&i| gathers(&exec.steps[i])).collect()
+}
+
+/// A block's weights are asked for before the block before it begins: two blocks' weights are held, and no more crosses.
+#[test]
+fn weights_are_gathered_one_block_ahead() {
+    for (remat, wire) in [(Remat::Block, Wire::F32), (Remat::Block, Wire::Bf16), (Remat::None, Wire::F32)] {
+        let network = Network::Dit(DitConfig { dim: Some(128), depth: Some(8), ..dit(remat) });
+        let p = step(&network, 8, &[("fsdp", 8)]);
+        let compiled = |ahead: bool| {
+            let options = Options::new(Target::Gpu(GpuLimits::default())).with_donate(&p.donate).with_wire(wire);
+            compile(&p.func, &options.with_gather_ahead(ahead)).unwrap().exec
+        };
+        let (late, ahead) = (compiled(false), compiled(true));
+        assert_eq!(ahead, compiled(true));
+        let moved = |exec: &Executable| {
+            let all = Stats::of(exec, 0, 0).collectives;
+            all.into_iter().map(|c| (c.kind, c.axes, c.count, c.bytes, c.ring_bytes)).collect::<Vec<_>>()
+        };
+        assert_eq!(moved(&ahead), moved(&late));
+        let at = gathers(&ahead);
+        let blocks = if remat == Remat::Block { 16 } else { 8 };
+        assert!(at.len() >= blocks, "{} gathers", at.len());
+        for pair in at.windows(2) {
+            let begins = ahead.wanted_at(pair[0]);
+            assert!(pair[1] < begins, "{remat:?}: the gather of step {} comes after step {begins}", pair[1]);
+        }
+        // While weights are on their way a block computes.
+        let between = |exec: &Executable| gathers(exec).iter().filter(|&&g| exec.wanted_at(g) > g + 10).count();
+        assert!(between(&ahead) >= blocks - 1 && between(&late) <= 1, "{} {}", between(&ahead), between(&late));
+        let block: u64 = p
+            .state
+            .iter()
+            .filter(|s| s.role == Role::Param && s.name.starts_with("blocks.3."))
+            .map(|s| s.ty.elems() as u64 * 4)
+            .sum();
+        let more = ahead.peak_bytes as i64 - late.peak_bytes as i64;
+        assert!(more <= block as i64, "{remat:?} {wire:?}: {more} bytes more, a block has {block}");
+    }
+}
+
+/// Devices that go on while weights are on their way compute the same.
+#[test]
+fn weights_gathered_ahead_change_no_number() {
+    let p = step(&Network::Dit(dit(Remat::Block)), 8, &[("fsdp", 2)]);
+    for device in ["cpu*2", "vulkan:llvmpipe*2"] {
+        let team = Team::open(Some(device)).unwrap().with_overlap(true);
+        let of = |ahead: bool| {
+            let options = team.options().with_donate(&p.donate).with_gather_ahead(ahead);
+            run_with(&team, &p.func, &options, &inputs(&p), 3)
+        };
+        assert_eq!(of(true), of(false), "{device}");
+    }
 }
 
 /// 8192 tokens on four devices: the memory of each, and the numbers of attention with its gradients.

@@ -46,7 +46,7 @@ pub fn prepare_with(func: &Func, options: &Options, verify: bool, dump: &mut Dum
     }
     let f = after(Stage::Inline, inline::inline(func, options)?)?;
     // What follows sees the program of one device, without shardings.
-    let f = partition::partition(&f)?;
+    let f = partition::partition(&f, options.wire)?;
     let f = after(Stage::Canonical, canonical::canonical(&f)?)?;
     let f = after(Stage::Precision, precision::precision(&mixed::mixed(&f, options.precision)?, target)?)?;
     let f = after(Stage::Decompose, decompose::decompose(&f, target)?)?;

@@ -41,7 +41,8 @@ fn work(op: &Op) -> Work {
         Op::Unary(UnaryOp::StopGradient) => Work::Moves,
         Op::Unary(_) | Op::Binary(_) | Op::Compare(_) | Op::Argmax { .. } => Work::Computes,
         Op::Reduce { .. } | Op::Dot { .. } | Op::Conv { .. } | Op::ScatterAdd { .. } => Work::Accumulates,
-        Op::AllReduce { .. } | Op::ReduceScatter { .. } => Work::Accumulates,
+        // They sum in `f32` themselves, and round once; widened before, twice the bytes would cross.
+        Op::AllReduce { .. } | Op::ReduceScatter { .. } => Work::Moves,
         Op::Iota { .. } => Work::Computes,
         Op::Param { .. } | Op::Const(_) | Op::RandomBits { .. } | Op::AxisIndex { .. } => Work::Moves,
         Op::Convert(_) | Op::Bitcast(_) | Op::Select => Work::Moves,

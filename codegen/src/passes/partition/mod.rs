@@ -20,17 +20,19 @@ mod moves;
 mod ring;
 mod single;
 
+use crate::options::Wire;
 use crate::{CompileError, InStage, Result, Stage};
 use dnx_ir::attention::Attention;
 use dnx_ir::parts::{local_dims, local_type};
 use dnx_ir::sharding::place_as;
 use dnx_ir::{Builder, DType, Func, Mesh, Node, Op, Sharding, Type, ValueId, bail};
 
-/// The program of one device.
+/// The program of one device. Between devices large values cross as `wire` says ([`moves`]); results of the function, and
+/// sums that travel round a ring, cross as they are.
 ///
 /// # Errors
-/// A global program with explicit collectives, or attention that can't be divided; names the op and its model path.
-pub fn partition(func: &Func) -> Result<Func> {
+/// A global program with explicit collectives; names the op and its model path.
+pub fn partition(func: &Func, wire: Wire) -> Result<Func> {
     let reshards = |n: &Node| matches!(n.op, Op::Reshard { .. });
     if func.mesh.devices() == 1 {
         let placed = !func.mesh.axes.is_empty() || func.nodes.iter().any(reshards);
@@ -47,14 +49,14 @@ pub fn partition(func: &Func) -> Result<Func> {
         );
         return Err(CompileError::unsupported(Stage::Partition, what, &node.loc));
     }
-    divide(func).in_stage(Stage::Partition)
+    divide(func, wire).in_stage(Stage::Partition)
 }
 
 fn is_split(ty: &Type) -> bool {
     !ty.sharding.is_replicated()
 }
 
-fn divide(func: &Func) -> dnx_ir::Result<Func> {
+fn divide(func: &Func, wire: Wire) -> dnx_ir::Result<Func> {
     let func = &super::dce::eliminate(func)?;
     let mut d = Divide {
         func,
@@ -62,6 +64,7 @@ fn divide(func: &Func) -> dnx_ir::Result<Func> {
         layouts: layout::layouts(func),
         local: vec![None; func.values.len()],
         b: Builder::on_mesh(&func.name, func.mesh.clone()),
+        wire,
     };
     for (_, node) in func.iter() {
         d.b.set_loc(node.loc.clone());
@@ -71,6 +74,7 @@ fn divide(func: &Func) -> dnx_ir::Result<Func> {
             d.local[old.index()] = Some(new);
         }
     }
+    d.wire = Wire::F32;
     let mut results = Vec::with_capacity(func.results.len());
     for &r in &func.results {
         results.push(d.taken(r, &func.ty(r).sharding)?);
@@ -87,13 +91,14 @@ struct Divide<'a> {
     /// Per global value this device's part.
     local: Vec<Option<ValueId>>,
     b: Builder,
+    wire: Wire,
 }
 
 impl Divide<'_> {
     /// The part of a value in another layout.
     fn taken(&mut self, v: ValueId, to: &Sharding) -> dnx_ir::Result<ValueId> {
         let part = self.local[v.index()].expect("values are defined before their users");
-        moves::moved(&mut self.b, part, &self.layouts[v.index()], to)
+        moves::moved(&mut self.b, part, &self.layouts[v.index()], to, self.wire)
     }
 
     /// The type of a value in the layout it is computed in.
@@ -116,7 +121,7 @@ impl Divide<'_> {
                 }
                 _ => {
                     let whole = self.b.constant(array.clone());
-                    one(moves::moved(&mut self.b, whole, &Sharding::replicated(), &ty.sharding)?)
+                    one(moves::moved(&mut self.b, whole, &Sharding::replicated(), &ty.sharding, Wire::F32)?)
                 }
             },
             (Op::Iota { dtype, dim, .. }, Some(ty)) => one(self.iota(*dtype, *dim, ty)?),
@@ -195,7 +200,7 @@ impl Divide<'_> {
             parts.push(self.taken(v, &to)?);
         }
         let types: Vec<&Type> = node.operands.iter().map(|&v| self.func.ty(v)).collect();
-        ring::attention(&mut self.b, spec, &types, &parts)
+        ring::attention(&mut self.b, spec, &types, &parts, self.wire)
     }
 }
 

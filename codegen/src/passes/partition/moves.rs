@@ -6,21 +6,29 @@
 //! 3. An axis that goes from one dim to another is an `all_to_all`, one that splits no longer an `all_gather`.
 //! 4. What is now whole and is to be split is cut.
 //! 5. What is to become a sum over an axis stays on its first device and is zero on the others.
+//!
+//! Large values cross as [`Wire`] says: rounded before the collective and widened after it, on all devices alike, so that
+//! those that hold the same value hold the same bits. A sum is of rounded terms, is made in `f32` and rounded once more.
 
+use crate::options::Wire;
 use dnx_ir::parts::local_dims;
 use dnx_ir::{AxisName, Builder, CmpOp, DType, Op, ReduceKind, Result, Sharding, ValueId};
+
+/// Values of fewer elements, counted over the group of devices, cross as they are: losses, statistics, norms and biases,
+/// of which a meeting takes its time whatever their bytes.
+const WIDE_BELOW: usize = 1 << 12;
 
 /// A device's part `x` of a value in layout `from`, in layout `to`.
 ///
 /// # Errors
 /// None but a dim that its axes do not divide.
-pub fn moved(b: &mut Builder, x: ValueId, from: &Sharding, to: &Sharding) -> Result<ValueId> {
+pub fn moved(b: &mut Builder, x: ValueId, from: &Sharding, to: &Sharding, wire: Wire) -> Result<ValueId> {
     if from == to {
         return Ok(x);
     }
     let rank = b.dims(x).len();
     let dims = |s: &Sharding| -> Vec<Vec<AxisName>> { (0..rank).map(|d| s.dim(d).to_vec()).collect() };
-    let mut m = Move { b, x, dims: dims(from), unreduced: from.unreduced.clone(), to: dims(to) };
+    let mut m = Move { b, x, dims: dims(from), unreduced: from.unreduced.clone(), to: dims(to), wire };
     m.cut()?;
     m.reduce(&to.unreduced)?;
     m.join()?;
@@ -38,12 +46,43 @@ struct Move<'a> {
     unreduced: Vec<AxisName>,
     /// The dims' axes in the end.
     to: Vec<Vec<AxisName>>,
+    wire: Wire,
+}
+
+/// The collective `op` of `x`, which crosses as `wire` says.
+///
+/// # Errors
+/// If the op refuses the value.
+pub fn exchanged(b: &mut Builder, op: Op, x: ValueId, wire: Wire) -> Result<ValueId> {
+    let size = |axis: &AxisName| b.func().mesh.size(axis).unwrap_or(1);
+    // Of how many operands the value is, and into how many results it is cut.
+    let (operands, cuts) = match &op {
+        Op::AllGather { axis, .. } | Op::AllToAll { axis, .. } | Op::Ppermute { axis, .. } => (size(axis), 1),
+        Op::ReduceScatter { axis, .. } => (1, size(axis)),
+        _ => (1, 1),
+    };
+    let ty = b.ty(x);
+    // Devices copy whole words, of which each has two narrow values.
+    let is_large = ty.elems() * operands >= WIDE_BELOW && ty.elems().is_multiple_of(2 * cuts);
+    match wire.narrow().filter(|_| ty.dtype == DType::F32 && is_large) {
+        None => b.emit(op, &[x]),
+        Some(narrow) => {
+            let x = b.convert(x, narrow)?;
+            let x = b.emit(op, &[x])?;
+            b.convert(x, DType::F32)
+        }
+    }
 }
 
 impl Move<'_> {
     /// The axis by which dim `d` is to be split next, if it is split rightly so far.
     fn next(&self, d: usize) -> Option<&AxisName> {
         self.to[d].strip_prefix(&self.dims[d][..]).and_then(|rest| rest.first())
+    }
+
+    fn exchange(&mut self, op: Op) -> Result<()> {
+        self.x = exchanged(self.b, op, self.x, self.wire)?;
+        Ok(())
     }
 
     fn is_used(&self, axis: &AxisName) -> bool {
@@ -77,7 +116,7 @@ impl Move<'_> {
             let axis = self.next(d).filter(|a| self.unreduced.contains(a) && !kept.contains(a))?;
             Some((d, axis.clone()))
         }) {
-            self.x = self.b.emit(Op::ReduceScatter { axis: axis.clone(), dim }, &[self.x])?;
+            self.exchange(Op::ReduceScatter { axis: axis.clone(), dim })?;
             self.unreduced.retain(|a| *a != axis);
             self.dims[dim].push(axis);
             self.cut()?;
@@ -85,7 +124,7 @@ impl Move<'_> {
         let axes: Vec<AxisName> = self.unreduced.iter().filter(|a| !kept.contains(a)).cloned().collect();
         if !axes.is_empty() {
             self.unreduced.retain(|a| kept.contains(a));
-            self.x = self.b.emit(Op::AllReduce { kind: ReduceKind::Sum, axes }, &[self.x])?;
+            self.exchange(Op::AllReduce { kind: ReduceKind::Sum, axes })?;
         }
         Ok(())
     }
@@ -98,11 +137,10 @@ impl Move<'_> {
                 let other = (0..self.dims.len()).find(|&e| e != dim && self.next(e) == Some(&axis));
                 match other {
                     Some(split) => {
-                        let op = Op::AllToAll { axis: axis.clone(), split, concat: dim };
-                        self.x = self.b.emit(op, &[self.x])?;
+                        self.exchange(Op::AllToAll { axis: axis.clone(), split, concat: dim })?;
                         self.dims[split].push(axis);
                     }
-                    None => self.x = self.b.emit(Op::AllGather { axis, dim }, &[self.x])?,
+                    None => self.exchange(Op::AllGather { axis, dim })?,
                 }
             }
         }

@@ -6,11 +6,15 @@
 //! * The derivative forms take their weights as `exp(s - lse)` of the whole sum, so their results over disjoint keys are
 //!   terms of a sum. Backward, the cotangents of keys and values travel with them and are home after a whole round.
 //!
+//! * A causal order hides the keys of devices that come after this one, all of them; those of its own it hides as always.
+//!   A bias has its rows where the queries are, and at each turn the columns of the keys that are there.
+//!
 //! Keys that are split while the queries are not, or over other axes, are gathered.
 
 use super::moves;
-use dnx_ir::attention::{Attention, Form};
-use dnx_ir::{AxisName, BinaryOp, Builder, DType, Op, Result, Sharding, Type, UnaryOp, ValueId, bail};
+use crate::options::Wire;
+use dnx_ir::attention::{Attention, Form, HIDDEN};
+use dnx_ir::{AxisName, BinaryOp, Builder, CmpOp, DType, Op, Result, Sharding, Type, UnaryOp, ValueId};
 
 /// Where queries and where keys are counted: dim 1 of `[B, T, H, d]`.
 const SEQUENCE: usize = 1;
@@ -18,55 +22,89 @@ const SEQUENCE: usize = 1;
 /// Attention of parts `x` of operands of these global types.
 ///
 /// # Errors
-/// Where a causal order or a bias goes over the split of the keys.
-pub fn attention(b: &mut Builder, spec: Attention, types: &[&Type], x: &[ValueId]) -> Result<Vec<ValueId>> {
+/// If the types do not fit together.
+pub fn attention(b: &mut Builder, spec: Attention, types: &[&Type], x: &[ValueId], wire: Wire) -> Result<Vec<ValueId>> {
     let keys = types[1].sharding.dim(SEQUENCE).to_vec();
     let queries = types[0].sharding.dim(SEQUENCE).to_vec();
     if keys.is_empty() && queries.is_empty() {
         return spec.emit(b, x);
     }
-    if spec.causal {
-        bail!("is causal and its sequence is split over {}; reshard queries and keys to whole sequences", shown(&keys));
-    }
-    if keys.is_empty() {
-        return spec.emit(b, x);
-    }
-    if let Some(bias) = spec.bias(types.len())
-        && types[bias].dims[3] > 1
-    {
-        bail!("has a bias over keys that are split over {}; reshard keys and values to whole sequences", shown(&keys));
+    // A bias is cut into the rows of the device's queries, and has the columns of all keys.
+    let mut x = x.to_vec();
+    for i in spec.bias(types.len()).into_iter().chain(spec.bias_tangent(types.len())) {
+        let mut dims: Vec<Vec<AxisName>> = (0..4).map(|d| types[i].sharding.dim(d).to_vec()).collect();
+        dims[2] = if types[i].dims[2] > 1 { queries.clone() } else { vec![] };
+        dims[3].clear();
+        x[i] = moves::moved(b, x[i], &types[i].sharding, &Sharding::new(dims, vec![]), wire)?;
     }
     match &keys[..] {
-        [axis] if keys == queries => Ring { b, spec, axis: axis.clone() }.run(types, x),
-        _ => gathered(b, spec, types, x),
+        [axis] if keys == queries => Ring { b, spec, axis: axis.clone(), wire }.run(types, &x),
+        _ => gathered(b, spec, types, x, wire),
     }
-}
-
-fn shown(axes: &[AxisName]) -> String {
-    axes.join(", ")
 }
 
 /// Attention over all keys on every device.
-fn gathered(b: &mut Builder, spec: Attention, types: &[&Type], x: &[ValueId]) -> Result<Vec<ValueId>> {
+fn gathered(
+    b: &mut Builder,
+    spec: Attention,
+    types: &[&Type],
+    mut x: Vec<ValueId>,
+    wire: Wire,
+) -> Result<Vec<ValueId>> {
+    let queries = types[0].sharding.dim(SEQUENCE).to_vec();
     let whole = |s: &Sharding| {
         let mut dims = s.dims.clone();
-        dims[SEQUENCE].clear();
+        if let Some(axes) = dims.get_mut(SEQUENCE) {
+            axes.clear();
+        }
         Sharding::new(dims, vec![])
     };
-    let mut x = x.to_vec();
     for i in keyed(spec.form) {
-        x[i] = moves::moved(b, x[i], &types[i].sharding, &whole(&types[i].sharding))?;
+        x[i] = moves::moved(b, x[i], &types[i].sharding, &whole(&types[i].sharding), wire)?;
     }
-    let mut results = spec.emit(b, &x)?;
+    let mut own = spec;
+    if spec.causal && !queries.is_empty() {
+        // The device's first query is not the first of all.
+        let (rows, columns) = (b.dims(x[0])[SEQUENCE], b.dims(x[1])[SEQUENCE]);
+        let first = moves::start(b, &queries, rows)?;
+        let dims = [1, 1, rows, columns];
+        let [query, key] = [2, 3].map(|dim| b.emit(Op::Iota { dtype: DType::I32, dims: dims.to_vec(), dim }, &[]));
+        let first = b.broadcast(first, &dims, &[])?;
+        let query = b.add(query?, first)?;
+        let sees = b.compare(CmpOp::Ge, query, key?)?;
+        hide(b, spec, &mut x, sees)?;
+        own.causal = false;
+    }
+    let mut results = own.emit(b, &x)?;
     if spec.form == Form::Backward {
         // Each device has the terms of its own queries.
-        let queries = types[0].sharding.dim(SEQUENCE).to_vec();
         for (i, result) in results.iter_mut().enumerate().skip(1) {
             let from = Sharding::new(whole(&types[i].sharding).dims, queries.clone());
-            *result = moves::moved(b, *result, &from, &types[i].sharding)?;
+            *result = moves::moved(b, *result, &from, &types[i].sharding, wire)?;
         }
     }
     Ok(results)
+}
+
+/// Adds to the bias what hides the keys that a query does not see; `sees` is a bool of the dims of a bias. Without a bias it
+/// becomes one.
+fn hide(b: &mut Builder, spec: Attention, x: &mut Vec<ValueId>, sees: ValueId) -> Result<()> {
+    let dims = b.dims(sees).to_vec();
+    let seen = b.full(&Type::f32(dims.clone()), 0.0)?;
+    let hidden = b.full(&Type::f32(dims.clone()), HIDDEN)?;
+    let mask = b.select(sees, seen, hidden)?;
+    let Some(bias) = spec.bias(x.len()) else {
+        x.push(mask);
+        return Ok(());
+    };
+    let all: Vec<usize> = b.dims(x[bias]).iter().zip(&dims).map(|(&a, &m)| a.max(m)).collect();
+    let wide = b.convert(x[bias], DType::F32)?;
+    let (wide, mask) = (b.broadcast(wide, &all, &[0, 1, 2, 3])?, b.broadcast(mask, &all, &[0, 1, 2, 3])?);
+    x[bias] = b.add(wide, mask)?;
+    if let Some(tangent) = spec.bias_tangent(x.len()) {
+        x[tangent] = b.broadcast(x[tangent], &all, &[0, 1, 2, 3])?;
+    }
+    Ok(())
 }
 
 /// The operands that are laid out like keys.
@@ -81,6 +119,7 @@ struct Ring<'a> {
     b: &'a mut Builder,
     spec: Attention,
     axis: AxisName,
+    wire: Wire,
 }
 
 impl Ring<'_> {
@@ -97,7 +136,8 @@ impl Ring<'_> {
         };
         let mut total: Vec<ValueId> = vec![];
         for turn in 0..turns {
-            let part = self.spec.emit(self.b, &x)?;
+            let (spec, own) = self.at_turn(turn, turns, &x)?;
+            let part = spec.emit(self.b, &own)?;
             let mut wide = Vec::with_capacity(part.len());
             for v in part {
                 wide.push(self.b.convert(v, DType::F32)?);
@@ -110,12 +150,13 @@ impl Ring<'_> {
             let last = turn + 1 == turns;
             if !last {
                 for i in keyed(self.spec.form) {
-                    x[i] = self.handed_on(x[i])?;
+                    x[i] = self.handed_on(x[i], self.wire)?;
                 }
             }
             if self.spec.form == Form::Backward {
                 for v in &mut total[1..] {
-                    *v = self.handed_on(*v)?;
+                    // Sums under way: rounded at every turn they would lose more than what comes and goes once.
+                    *v = self.handed_on(*v, Wire::F32)?;
                 }
             }
         }
@@ -126,11 +167,50 @@ impl Ring<'_> {
         Ok(results)
     }
 
+    /// What is attended to at a turn: the keys of the device so many places before this one. In a causal order, with as many
+    /// queries as keys on each device, these are all seen or, if that device comes after this one, none is; at the first turn
+    /// they are the device's own.
+    fn at_turn(&mut self, turn: usize, turns: usize, x: &[ValueId]) -> Result<(Attention, Vec<ValueId>)> {
+        let mut own = x.to_vec();
+        let mut spec = self.spec;
+        let biases = [spec.bias(x.len()), spec.bias_tangent(x.len())];
+        if biases == [None, None] && (turn == 0 || !spec.causal) {
+            return Ok((spec, own));
+        }
+        let b = &mut *self.b;
+        let here = b.emit(Op::AxisIndex { axis: self.axis.clone() }, &[])?;
+        let keys = b.dims(x[1])[SEQUENCE];
+        for i in biases.into_iter().flatten() {
+            let mut sizes = b.dims(x[i]).to_vec();
+            if sizes[3] == 1 {
+                continue;
+            }
+            sizes[3] = keys;
+            let back = b.scalar(DType::I32, (turns - turn) as f64);
+            let from = b.add(here, back)?;
+            let n = b.scalar(DType::I32, turns as f64);
+            let from = b.binary(BinaryOp::Rem, from, n)?;
+            let column = b.scale(from, keys as f64)?;
+            let column = b.reshape(column, &[1])?;
+            let zeros = b.full(&Type::new(DType::I32, [3]), 0.0)?;
+            let start = b.emit(Op::Concat { dim: 0 }, &[zeros, column])?;
+            own[i] = b.emit(Op::DynamicSlice { sizes }, &[x[i], start])?;
+        }
+        if spec.causal && turn > 0 {
+            let turn = b.scalar(DType::I32, turn as f64);
+            let before = b.compare(CmpOp::Ge, here, turn)?;
+            let before = b.reshape(before, &[1, 1, 1, 1])?;
+            hide(b, spec, &mut own, before)?;
+            spec.causal = false;
+        }
+        Ok((spec, own))
+    }
+
     /// To the next device of the ring.
-    fn handed_on(&mut self, v: ValueId) -> Result<ValueId> {
+    fn handed_on(&mut self, v: ValueId, wire: Wire) -> Result<ValueId> {
         let n = self.b.func().mesh.size(&self.axis).unwrap_or(1);
         let pairs = (0..n).map(|i| (i, (i + 1) % n)).collect();
-        self.b.emit(Op::Ppermute { axis: self.axis.clone(), pairs }, &[v])
+        moves::exchanged(self.b, Op::Ppermute { axis: self.axis.clone(), pairs }, v, wire)
     }
 
     fn added(&mut self, a: &[ValueId], b: &[ValueId]) -> Result<Vec<ValueId>> {

@@ -25,7 +25,7 @@ fn array(ty: &Type, seed: u64) -> Array {
 /// Divides, runs both, compares; gives the divided program.
 fn check(f: &Func) -> Func {
     verify::verify(f).unwrap_or_else(|e| panic!("{e}"));
-    let divided = partition(f).unwrap_or_else(|e| panic!("{e}\n{f}"));
+    let divided = partition(f, Wire::F32).unwrap_or_else(|e| panic!("{e}\n{f}"));
     verify::verify(&divided).unwrap_or_else(|e| panic!("{e}"));
     assert!(divided.values.iter().all(|v| v.ty.sharding.is_replicated()), "{divided}");
     let args: Vec<Array> = f.param_types().iter().enumerate().map(|(i, ty)| array(ty, 7 + i as u64)).collect();
@@ -248,6 +248,21 @@ fn a_parallel_pair_of_layers_and_its_gradient() {
     insta::assert_snapshot!("parallel_layers", text::print(&divided));
 }
 
+/// A layer whose weights are stored in parts, with its gradient and update: the gathered weights are read forward and
+/// backward, and their gradient is scattered to who updates the part.
+#[test]
+fn a_layer_whose_weights_are_stored_in_parts() {
+    let g = Graph::on_mesh("layer", Mesh::new(&[("fsdp", 2)]));
+    let x = g.param("x", Type::f32([4, 6]).with_sharding(split(&["fsdp", ""])));
+    let w = g.param("w", Type::f32([6, 8]).with_sharding(split(&["", "fsdp"])));
+    let y = x.matmul(w.reshard(Sharding::replicated())).tanh();
+    let loss = y.square().sum_all().reshard(Sharding::replicated());
+    let grad = dnx_autodiff::value_and_grad(&g.finish(&[loss]).unwrap(), &[1]).unwrap();
+    let divided = canonical(&check(&grad)).unwrap();
+    assert_eq!((count(&divided, "all_gather"), count(&divided, "reduce_scatter")), (1, 1), "{divided}");
+    insta::assert_snapshot!("stored_in_parts", text::print(&divided));
+}
+
 #[test]
 fn convolutions_over_samples() {
     let g = Graph::on_mesh("conv", Mesh::new(&[("data", 2)]));
@@ -266,25 +281,90 @@ fn convolutions_over_samples() {
     check(&dnx_autodiff::value_and_grad(&g.finish(&[loss]).unwrap(), &[0, 1]).unwrap());
 }
 
-/// Attention whose queries and keys lie as `layout`, and its gradient and forward derivative, claimed or not.
-fn attend(mesh: &Mesh, layout: &[&str], claimed: bool) -> Vec<Func> {
-    let g = Graph::on_mesh("attend", mesh.clone());
-    let p = |name: &str| g.param(name, Type::f32([2, 8, 2, 4]).with_sharding(split(layout)));
-    let (q, k, v) = (p("q"), p("k"), p("v"));
-    let (o, lse) = dnx_ir::attention::attention(q, k, v, None, 0.5, false);
-    fn loss(t: Tensor<'_>) -> Tensor<'_> {
-        t.square().sum_all().reshard(Sharding::replicated())
+/// Groups whose samples are split: their weights' gradient is that of one device, at strides, dilations and paddings of
+/// either sign, with groups split too.
+#[test]
+fn grouped_convolutions_over_samples() {
+    let one = |v: usize| vec![v; 2];
+    let cases = [
+        // Groups, channels, features, stride, padding, dilations of input and kernel.
+        (2, 4, 6, one(1), vec![(1, 1), (1, 1)], one(1), one(1)),
+        (4, 4, 4, one(2), vec![(1, 0), (0, 2)], one(1), one(1)),
+        (4, 4, 8, vec![2, 1], vec![(2, 2), (-1, 1)], one(1), vec![1, 2]),
+        (2, 4, 2, one(1), vec![(0, -1), (1, 1)], vec![2, 1], one(1)),
+    ];
+    for (groups, channels, features, stride, padding, lhs_dilation, rhs_dilation) in cases {
+        let dims = ConvDims { stride, padding, lhs_dilation, rhs_dilation, groups };
+        let grad = |mesh: &Mesh| {
+            let (x, w) = match mesh.axes.len() {
+                0 => (Sharding::replicated(), Sharding::replicated()),
+                1 => (split(&["data", "", "", ""]), Sharding::replicated()),
+                _ => (split(&["data", "", "", "tensor"]), split(&["", "", "", "tensor"])),
+            };
+            let g = Graph::on_mesh("conv", mesh.clone());
+            let x = g.param("x", Type::f32([4, 5, 6, channels]).with_sharding(x));
+            let w = g.param("w", Type::f32([3, 2, channels / groups, features]).with_sharding(w));
+            let y = x.apply(Op::Conv { dims: dims.clone(), out: DType::F32 }, &[w]);
+            let loss = (y * y.sin()).sum_all().reshard(Sharding::replicated());
+            dnx_autodiff::value_and_grad(&g.finish(&[loss]).unwrap(), &[0, 1]).unwrap()
+        };
+        let alone = grad(&Mesh::single());
+        let args: Vec<Array> = alone.param_types().iter().enumerate().map(|(i, ty)| array(ty, 7 + i as u64)).collect();
+        let wanted = eval(&alone, &args, Precision::F64).unwrap();
+        for mesh in [Mesh::new(&[("data", 2)]), Mesh::new(&[("data", 2), ("tensor", 2)])] {
+            let f = grad(&mesh);
+            check(&f);
+            for (i, (a, b)) in eval(&f, &args, Precision::F64).unwrap().iter().zip(&wanted).enumerate() {
+                let apart = a.to_f64_vec().iter().zip(b.to_f64_vec()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                assert!(apart < 1e-9, "{dims:?}: result {i} is {apart:e} apart");
+            }
+        }
     }
-    let total = loss(o) + loss(lse);
-    let f = g.finish(&[total, o, lse]).unwrap();
-    let options = Options::new(Target::Cpu);
-    let ready = |f: &Func| match claimed {
-        true => inline::inline(f, &options).unwrap(),
-        false => inline_all(f),
-    };
-    let grad = dnx_autodiff::value_and_grad(&f, &[0, 1, 2]).unwrap();
-    let jvp = dnx_autodiff::jvp(&f, &[0, 1, 2]).unwrap();
-    [f, grad, jvp].iter().map(|f| check(&ready(f))).collect()
+}
+
+/// Attention of two heads: how queries and keys lie, how keys are hidden.
+#[derive(Clone, Copy)]
+struct Attend<'a> {
+    queries: &'a [&'a str],
+    keys: &'a [&'a str],
+    causal: bool,
+    /// The bias's dims, and how it lies.
+    bias: Option<([usize; 4], &'a [&'a str])>,
+}
+
+impl<'a> Attend<'a> {
+    /// Queries and keys alike, every key seen.
+    fn plain(layout: &'a [&'a str]) -> Attend<'a> {
+        Attend { queries: layout, keys: layout, causal: false, bias: None }
+    }
+
+    /// It, its gradient and its forward derivative, divided, claimed or not.
+    fn check(&self, mesh: &Mesh, claimed: bool) -> Vec<Func> {
+        let g = Graph::on_mesh("attend", mesh.clone());
+        let p = |name: &str, layout: &[&str]| g.param(name, Type::f32([2, 8, 2, 4]).with_sharding(split(layout)));
+        let (q, k, v) = (p("q", self.queries), p("k", self.keys), p("v", self.keys));
+        let bias = self.bias.map(|(dims, layout)| g.param("bias", Type::f32(dims).with_sharding(split(layout))));
+        let (o, lse) = dnx_ir::attention::attention(q, k, v, bias, 0.5, self.causal);
+        fn loss(t: Tensor<'_>) -> Tensor<'_> {
+            t.square().sum_all().reshard(Sharding::replicated())
+        }
+        let total = loss(o) + loss(lse);
+        let f = g.finish(&[total, o, lse]).unwrap();
+        let options = Options::new(Target::Cpu);
+        let ready = |f: &Func| match claimed {
+            true => inline::inline(f, &options).unwrap(),
+            false => inline_all(f),
+        };
+        let wrt: Vec<usize> = (0..f.params.len()).collect();
+        let grad = dnx_autodiff::value_and_grad(&f, &wrt).unwrap();
+        let jvp = dnx_autodiff::jvp(&f, &wrt).unwrap();
+        [f, grad, jvp].iter().map(|f| check(&ready(f))).collect()
+    }
+}
+
+/// [`Attend::plain`], checked.
+fn attend(mesh: &Mesh, layout: &[&str], claimed: bool) -> Vec<Func> {
+    Attend::plain(layout).check(mesh, claimed)
 }
 
 /// Every composite replaced by its decomposition.
@@ -320,21 +400,123 @@ fn attention_around_a_ring() {
     }
 }
 
+/// A causal order over split tokens hides the same keys, whether keys go round, are gathered or are whole.
+#[test]
+fn causal_attention_over_split_tokens() {
+    for n in [2, 4] {
+        let mesh = Mesh::new(&[("data", 2), ("sequence", n)]);
+        let (split, whole) = (["data", "sequence", "", ""], ["data", "", "", ""]);
+        for (queries, keys) in [(split, split), (split, whole), (whole, split)] {
+            for (bias, claimed) in
+                [(None, true), (None, false), (Some(([2, 1, 8, 8], &["data", "", "", ""][..])), true)]
+            {
+                Attend { queries: &queries, keys: &keys, causal: true, bias }.check(&mesh, claimed);
+            }
+        }
+        let ring = Attend { causal: true, ..Attend::plain(&split) }.check(&mesh, true);
+        assert!(ring.iter().all(|f| count(f, "all_gather") == 0), "{}", ring[0]);
+    }
+}
+
+/// What a device of a causal ring does, to be read.
+#[test]
+fn a_causal_ring_of_two() {
+    let g = Graph::on_mesh("attend", Mesh::new(&[("sequence", 2)]));
+    let p = |name: &str| g.param(name, Type::f32([1, 8, 1, 4]).with_sharding(split(&["", "sequence", "", ""])));
+    let (o, _) = dnx_ir::attention::attention(p("q"), p("k"), p("v"), None, 0.5, true);
+    let f = g.finish(&[o]).unwrap();
+    let divided = canonical(&check(&inline::inline(&f, &Options::new(Target::Cpu)).unwrap())).unwrap();
+    insta::assert_snapshot!("causal_ring", text::print(&divided));
+}
+
+/// A bias over all keys is read where the keys are.
+#[test]
+fn biases_over_split_keys() {
+    let mesh = Mesh::new(&[("tensor", 2), ("sequence", 2)]);
+    let tokens = ["", "sequence", "tensor", ""];
+    let biases: [([usize; 4], [&str; 4]); 5] = [
+        ([2, 2, 8, 8], ["", "tensor", "sequence", ""]),
+        ([1, 1, 8, 8], ["", "", "", ""]),
+        ([1, 2, 1, 8], ["", "tensor", "", ""]),
+        ([2, 1, 8, 1], ["", "", "sequence", ""]),
+        ([1, 1, 1, 1], ["", "", "", ""]),
+    ];
+    for (dims, layout) in &biases {
+        for keys in [tokens, ["", "", "tensor", ""]] {
+            for causal in [false, true] {
+                Attend { queries: &tokens, keys: &keys, causal, bias: Some((*dims, layout)) }.check(&mesh, true);
+            }
+        }
+    }
+}
+
+/// Large values cross rounded, and a sum is that of the rounded terms, rounded once; small ones and results cross as they are.
+#[test]
+fn large_values_cross_as_the_wire_says() {
+    let mesh = Mesh::new(&[("a", 2)]);
+    let sum = |ty: Type| ty.with_sharding(Sharding::new(vec![], vec!["a".into()]));
+    let program = |rows: usize| {
+        let g = Graph::on_mesh("f", mesh.clone());
+        let x = g.param("x", sum(Type::f32([rows, 64])));
+        let y = g.param("y", Type::f32([rows, 64]).with_sharding(split(&["a", ""])));
+        let ways = [(x, ["", ""]), (x, ["a", ""]), (y, ["", ""]), (y, ["", "a"])];
+        g.finish(&ways.map(|(t, axes)| t.reshard(split(&axes)).abs())).unwrap()
+    };
+    for (wire, narrow) in [(Wire::F16, DType::F16), (Wire::Bf16, DType::BF16)] {
+        let options = Options::new(Target::Cpu).with_wire(wire);
+        let ready = |f: &Func| super::super::prepare_with(f, &options, true, &mut crate::Dump::none()).unwrap();
+        let crosses = |f: &Func| -> Vec<DType> {
+            f.nodes.iter().filter(|n| n.op.is_collective()).map(|n| f.ty(n.operands[0]).dtype).collect()
+        };
+        assert_eq!(crosses(&ready(&program(32))), [DType::F32; 4], "{wire:?}");
+        let f = program(64);
+        let divided = ready(&f);
+        assert_eq!(crosses(&divided), [narrow; 4], "{divided}");
+        // Terms of a sum on both devices.
+        let (a, b) = (array(&Type::f32([64, 64]), 1), array(&Type::f32([64, 64]), 2));
+        let y = array(&Type::f32([64, 64]), 3);
+        let own = |d: usize| part(&y, &split(&["a", ""]), &mesh, d).unwrap();
+        let got = eval_mesh(&divided, &[vec![a.clone(), own(0)], vec![b.clone(), own(1)]], Precision::F32).unwrap();
+        let round = |v: &[f64]| Array::from_f64(Type::new(narrow, [v.len()]), v).to_f64_vec();
+        let (ra, rb) = (round(&a.to_f64_vec()), round(&b.to_f64_vec()));
+        let total = round(&ra.iter().zip(&rb).map(|(a, b)| a + b).collect::<Vec<_>>());
+        let abs = |v: Vec<f64>| v.into_iter().map(f64::abs).collect::<Vec<_>>();
+        let (total, moved) = (abs(total), abs(round(&y.to_f64_vec())));
+        let lies = [&["", ""], &["a", ""], &["", ""], &["", "a"]];
+        for (i, (axes, wanted)) in lies.iter().zip([&total, &total, &moved, &moved]).enumerate() {
+            let parts: Vec<Array> = got.iter().map(|r| r[i].clone()).collect();
+            let ty = Type::f32([64, 64]).with_sharding(split(&axes[..]));
+            assert_eq!(whole(&parts, &ty, &mesh).unwrap().to_f64_vec(), *wanted, "{wire:?}: result {i}");
+            assert!(i % 2 == 1 || parts[0] == parts[1], "{wire:?}: devices differ in result {i}");
+        }
+    }
+}
+
+/// Keys and values go round rounded; the sums that travel with them don't.
+#[test]
+fn a_ring_hands_on_narrow_keys_and_wide_sums() {
+    let g = Graph::on_mesh("attend", Mesh::new(&[("sequence", 4)]));
+    let p = |name: &str| g.param(name, Type::f32([2, 256, 2, 32]).with_sharding(split(&["", "sequence", "", ""])));
+    let (o, _) = dnx_ir::attention::attention(p("q"), p("k"), p("v"), None, 0.2, false);
+    let f = g.finish(&[o.square().sum_all().reshard(Sharding::replicated())]).unwrap();
+    let grad = dnx_autodiff::value_and_grad(&f, &[0, 1, 2]).unwrap();
+    let options = Options::new(Target::Cpu).with_wire(Wire::Bf16);
+    let f = super::super::prepare_with(&grad, &options, true, &mut crate::Dump::none()).unwrap();
+    let of = |dtype: DType| {
+        let hops = f.nodes.iter().filter(|n| matches!(n.op, Op::Ppermute { .. }));
+        hops.filter(|n| f.ty(n.operands[0]).dtype == dtype).count()
+    };
+    assert_eq!((of(DType::BF16), of(DType::F32)), (2 * 3 + 2 * 3, 2 * 4), "{f}");
+}
+
 #[test]
 fn what_can_not_be_divided_is_said() {
     let g = Graph::on_mesh("f", Mesh::new(&[("data", 2)]));
     let x = g.param("x", Type::f32([4]).with_sharding(split(&["data"])));
     let y = g.param("y", Type::f32([4]));
     let sum = y.apply(Op::AllReduce { kind: ReduceKind::Sum, axes: vec!["data".into()] }, &[]);
-    let e = partition(&g.finish(&[x, sum]).unwrap()).unwrap_err().to_string();
+    let e = partition(&g.finish(&[x, sum]).unwrap(), Wire::F32).unwrap_err().to_string();
     assert!(e.contains("all_reduce") && e.contains("reshard"), "{e}");
-
-    let g = Graph::on_mesh("f", Mesh::new(&[("sequence", 2)]));
-    let p = |name: &str| g.param(name, Type::f32([2, 8, 2, 4]).with_sharding(split(&["", "sequence", "", ""])));
-    let (o, _) = dnx_ir::attention::attention(p("q"), p("k"), p("v"), None, 0.5, true);
-    let f = g.finish(&[o]).unwrap();
-    let e = partition(&inline::inline(&f, &Options::new(Target::Cpu)).unwrap()).unwrap_err().to_string();
-    assert!(e.contains("causal") && e.contains("sequence"), "{e}");
 }
 
 #[test]
@@ -343,7 +525,7 @@ fn over_one_device_placement_disappears() {
     let mut b = Builder::on_mesh("f", Mesh::new(&[("data", 1)]));
     let x = b.param("x", Type::f32([4, 2]).with_sharding(split(&["data", ""])));
     let y = b.emit(Op::Reshard { sharding: Sharding::replicated() }, &[x]).unwrap();
-    let f = partition(&b.finish(&[y])).unwrap();
+    let f = partition(&b.finish(&[y]), Wire::F32).unwrap();
     assert_eq!(f.results, [f.params[0].value]);
     assert!(f.ty(f.results[0]).sharding.is_replicated() && f.mesh == Mesh::single());
 
@@ -352,7 +534,7 @@ fn over_one_device_placement_disappears() {
     let y = b.emit(Op::AllReduce { kind: ReduceKind::Sum, axes: vec![data.clone()] }, &[x]).unwrap();
     let z = b.emit(Op::Ppermute { axis: data.clone(), pairs: vec![] }, &[x]).unwrap();
     let i = b.emit(Op::AxisIndex { axis: data }, &[]).unwrap();
-    let f = partition(&b.finish(&[y, z, i])).unwrap();
+    let f = partition(&b.finish(&[y, z, i]), Wire::F32).unwrap();
     assert_eq!(f.results[0], f.params[0].value);
     assert!(f.nodes.iter().all(|n| !n.op.is_collective() && !matches!(n.op, Op::AxisIndex { .. })));
 }
@@ -363,5 +545,5 @@ fn one_device_s_program_passes_through() {
     let x = b.param("x", Type::f32([4]));
     let y = b.emit(Op::AllReduce { kind: ReduceKind::Sum, axes: vec!["data".into()] }, &[x]).unwrap();
     let f = b.finish(&[y]);
-    assert_eq!(partition(&f).unwrap(), f);
+    assert_eq!(partition(&f, Wire::F32).unwrap(), f);
 }
