@@ -106,7 +106,8 @@ pub struct CompileArgs {
     #[arg(long, value_name = "AXES")]
     pub mesh: Option<String>,
     /// Estimates memory, exchange and time of a step on a mesh of machines like this, as link=100Gbit,gpu=60T:3.3T: a link
-    /// in bit or B a second, and a device's operations and bytes a second, or gpu=here to measure the device.
+    /// in bit or B a second, and a device's operations and bytes a second, or gpu=here to measure the device. With --device
+    /// cpu*4 four of the devices share this machine's cores.
     #[arg(long, value_name = "MACHINE")]
     pub plan: Option<String>,
     /// Device to compile for; without it, a GPU with common limits.
@@ -236,9 +237,12 @@ pub struct SampleArgs {
     /// Samples computed at once.
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub batch: u64,
-    /// cpu, gpu, gpu:1, or part of an adapter's name.
+    /// cpu, gpu, gpu:1, or part of an adapter's name; of several, as cpu*2 or gpu:0,gpu:1, each draws some of the samples.
     #[arg(long, value_name = "D")]
     pub device: Option<String>,
+    /// Devices that draw samples side by side, as data=2.
+    #[arg(long, value_name = "AXES")]
+    pub mesh: Option<String>,
     /// Changes a key of the run's configuration.
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,

@@ -7,7 +7,9 @@
 //!   slowdown is measured over floor, seen where the step of one device was run, or 1;
 //! * exchange: `ring bytes / L + meetings * (n - 1) * latency`, over a link of `L` bytes a second between neighbours of a
 //!   ring of `n` devices;
-//! * a step: arithmetic + exchange. Nothing is taken to overlap.
+//! * a step: arithmetic + exchange. Nothing is taken to overlap;
+//! * devices that share the cores of one machine are measured with their share of them. Where there are more devices than
+//!   cores, all of it takes as many times as long: `crowding` is devices over cores, or 1.
 //!
 //! The *efficiency* is the arithmetic of the whole batch on one device, shared evenly, over the step.
 
@@ -106,6 +108,39 @@ pub fn floor(exec: &Executable, rates: Rates) -> Duration {
     Duration::from_secs_f64(exec.steps.iter().map(|step| of(StepCost::of(exec, step))).sum())
 }
 
+/// What a device at hand does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Here {
+    /// Its rates.
+    pub rates: Rates,
+    /// What a step takes over the floor at these rates.
+    pub slowdown: f64,
+    /// How many devices share a core, or 1.
+    pub crowding: f64,
+}
+
+impl Here {
+    /// A device that is not at hand, at its rates.
+    pub fn at(rates: Rates) -> Here {
+        Here { rates, slowdown: 1.0, crowding: 1.0 }
+    }
+
+    /// Measures a device with a step of one device, one of `sharing` that share the cores of this machine evenly.
+    ///
+    /// # Errors
+    /// As [`slowdown`].
+    pub fn measured(device: &Device, sharing: usize, program: &TrainProgram, exec: &Executable) -> Result<Here> {
+        let cores = rayon::current_num_threads();
+        let share = rayon::ThreadPoolBuilder::new().num_threads((cores / sharing.max(1)).max(1)).build();
+        let share = share.map_err(|e| Error::Usage(format!("--plan gpu=here: no threads to measure with: {e}")))?;
+        share.install(|| {
+            let rates = Rates::of(device)?;
+            let crowding = (sharing as f64 / cores as f64).max(1.0);
+            Ok(Here { rates, slowdown: slowdown(device, program, exec, rates)?, crowding })
+        })
+    }
+}
+
 /// What one step of a program takes on a device, over its floor. The state is that before the first step, the batch zeros.
 ///
 /// # Errors
@@ -146,22 +181,22 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a step compiled for a mesh. `alone` is the arithmetic of the whole batch on one device, `slowdown` what
-    /// one device was measured to take over the floor.
-    pub fn of(exec: &Executable, machine: Machine, rates: Rates, slowdown: f64, alone: Duration) -> Plan {
+    /// The plan of a step compiled for a mesh; `one` is the step of the whole batch on one device.
+    pub fn of(exec: &Executable, machine: Machine, here: Here, one: &Executable) -> Plan {
+        let arithmetic = |exec: &Executable| floor(exec, here.rates).mul_f64(here.slowdown * here.crowding);
         let stats = Stats::of(exec, 0, 0);
         let exchange = stats.collectives.iter().map(|c| {
             let waits = (c.steps * c.devices.saturating_sub(1)) as f64 * machine.latency;
-            let time = Duration::from_secs_f64(c.ring_bytes as f64 / machine.link + waits);
+            let time = Duration::from_secs_f64((c.ring_bytes as f64 / machine.link + waits) * here.crowding);
             let what = format!("{} of {} along {}, {} meetings", c.kind, c.devices, c.axes, c.steps);
             (what, c.ring_bytes, time)
         });
         Plan {
             mesh: exec.mesh.axes.iter().map(|(name, size)| (name.to_string(), *size)).collect(),
             memory: exec.peak_bytes,
-            arithmetic: floor(exec, rates).mul_f64(slowdown),
+            arithmetic: arithmetic(exec),
             exchange: exchange.collect(),
-            alone: alone.mul_f64(slowdown),
+            alone: arithmetic(one),
         }
     }
 
@@ -203,6 +238,37 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A sum over two devices, and the same on one.
+    fn compiled(devices: usize) -> Executable {
+        use dnx_ir::{Graph, Mesh, Sharding, Type};
+        let axis: dnx_ir::AxisName = "data".into();
+        let mesh = if devices == 1 { Mesh::single() } else { Mesh::new(&[("data", devices)]) };
+        let split = if devices == 1 { Sharding::replicated() } else { Sharding::new(vec![vec![axis], vec![]], vec![]) };
+        let g = Graph::on_mesh("f", mesh);
+        let x = g.param("x", Type::f32([64, 256]).with_sharding(split));
+        let f = g.finish(&[x.exp().sum(&[0]).reshard(Sharding::replicated())]).unwrap();
+        dnx_codegen::compile(&f, &dnx_codegen::Options::default()).unwrap().exec
+    }
+
+    /// Four devices on two cores take twice as long for everything; the efficiency is that of the even share.
+    #[test]
+    fn devices_that_share_cores_take_their_time() {
+        let machine = Machine::parse("link=1MB,latency=1ms,gpu=1M:1M").unwrap();
+        let here = Here { slowdown: 3.0, ..Here::at(machine.rates.unwrap()) };
+        let (one, four) = (compiled(1), compiled(4));
+        let plan = Plan::of(&four, machine, here, &one);
+        let close =
+            |a: Duration, seconds: f64| assert!((a.as_secs_f64() / seconds - 1.0).abs() < 1e-6, "{a:?} {seconds}");
+        // 16 rows: an exponential and an addition per element, of which a device has 4096; then 256 sums.
+        close(plan.arithmetic, 3.0 * floor(&four, here.rates).as_secs_f64());
+        assert!(floor(&four, here.rates).as_secs_f64() >= 2.0 * 4096.0 / 1e6);
+        // A ring of four sends 2 * 3 / 4 of 1 KiB, and waits for three neighbours.
+        close(plan.exchange[0].2, 1536.0 / 1e6 + 3.0 * 1e-3);
+        let crowded = Plan::of(&four, machine, Here { crowding: 2.0, ..here }, &one);
+        close(crowded.step(), 2.0 * plan.step().as_secs_f64());
+        assert!((crowded.efficiency() - plan.efficiency()).abs() < 1e-6);
+    }
 
     #[test]
     fn machines_are_read() {

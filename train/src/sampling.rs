@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use dnx_ir::Array;
 use dnx_models::sample::{Generator, Request, SampleConfig};
 use dnx_runtime::{Buffer, Device};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 /// Most samples computed at once for pictures.
 pub const BATCH: usize = 64;
@@ -82,6 +82,38 @@ pub fn run(
     Ok(last)
 }
 
+/// Does something for `count` samples on several devices at once: an even stretch of them on each, in order. cpu devices share the
+/// cores evenly.
+///
+/// # Errors
+/// That of the first stretch that failed.
+pub fn spread<T: Send>(
+    devices: &[Device],
+    count: usize,
+    draw: impl Fn(&Device, Range<usize>) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    if let [device] = devices {
+        return Ok(vec![draw(device, 0..count)?]);
+    }
+    let threads = (rayon::current_num_threads() / devices.len().max(1)).max(1);
+    let at = |i: usize| count * i / devices.len();
+    std::thread::scope(|scope| {
+        let busy = devices.iter().enumerate().filter(|&(i, _)| at(i) < at(i + 1));
+        let begun: Vec<_> = busy
+            .map(|(i, device)| {
+                let draw = &draw;
+                scope.spawn(move || {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                    let pool = pool.map_err(|e| Error::Usage(format!("{}: no threads: {e}", device.name())))?;
+                    pool.install(|| draw(device, at(i)..at(i + 1)))
+                })
+            })
+            .collect();
+        let ended = begun.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        ended.collect()
+    })
+}
+
 /// Seeds as `0-63`, `7`, or `3,5,8-11`.
 pub fn parse_seeds(text: &str) -> Result<Vec<u64>> {
     let wrong = |why: &str| Error::Usage(format!("--seeds {text}: {why}; write 0-63, or 3,5,8-11"));
@@ -106,6 +138,22 @@ pub fn parse_seeds(text: &str) -> Result<Vec<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_sample_is_drawn_once_and_in_order() {
+        for (devices, count) in [(1, 3), (2, 7), (3, 2), (4, 4)] {
+            let devices: Vec<Device> = (0..devices).map(|_| Device::cpu()).collect();
+            let drawn = spread(&devices, count, |_, range| Ok(range.collect::<Vec<_>>())).unwrap();
+            assert!(drawn.iter().all(|d| !d.is_empty()) && drawn.len() == devices.len().min(count));
+            assert_eq!(drawn.concat(), (0..count).collect::<Vec<_>>());
+        }
+        let devices = [Device::cpu(), Device::cpu()];
+        let fails = |_: &Device, r: Range<usize>| match r.start {
+            0 => Ok(()),
+            _ => Err(Error::Usage("the second stretch".into())),
+        };
+        assert!(spread(&devices, 4, fails).unwrap_err().to_string().contains("the second stretch"));
+    }
 
     #[test]
     fn seeds_are_lists_of_ranges() {

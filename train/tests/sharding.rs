@@ -15,8 +15,11 @@ const BASE: &str = "[model]\nkind = \"dit\"\ndim = 64\ndepth = 1\nheads = 4\npat
                     [data]\nkind = \"shapes\"\nbatch = 8\ncount = 64\n\
                     [train]\nsample_every = 0\ncheckpoint_every = 0\n[log]\ntensorboard = false\n";
 
+/// `mesh` are axes and, after a bar, other settings.
 fn resolved(steps: u64, mesh: &str) -> Result<(Resolved, Arc<Dataset>), dnx_train::Error> {
-    let sets = [format!("train.steps={steps}"), format!("mesh.axes={{ {mesh} }}")];
+    let (axes, others) = mesh.split_once('|').unwrap_or((mesh, ""));
+    let mut sets = vec![format!("train.steps={steps}"), format!("mesh.axes={{ {axes} }}")];
+    sets.extend(others.split_whitespace().map(String::from));
     let source = Source::new("test.toml", BASE, &sets)?;
     let raw: Config = source.parse()?;
     let data = Arc::new(Dataset::open(&raw.data, 0)?);
@@ -84,6 +87,41 @@ fn resume_over_a_mesh_is_exact() {
     assert_eq!((a.model, a.ema, a.optimizer), (b.model, b.ema, b.optimizer));
 }
 
+/// The value of a metric in the last step, if it is there.
+fn metric(trainer: &Trainer, wanted: &str) -> Option<f64> {
+    trainer.metrics().unwrap().into_iter().find(|(name, _)| name == wanted).map(|(_, value)| value)
+}
+
+/// Twenty steps of AdamW whose exchange is rounded end as those whose exchange is not. In `f16` the loss is scaled: a step
+/// in which a gradient overflows on its way is skipped, and the scale halved.
+#[test]
+fn narrow_transport_trains_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let train = |name: &str, mesh: &str| {
+        let mut trainer = trainer(20, mesh);
+        fit(&mut trainer, &dir.path().join(name), Existing::Refuse);
+        trainer
+    };
+    for axes in ["data = 2", "fsdp = 2"] {
+        let with = |transport: &str| {
+            train(&format!("{axes} {transport}"), &format!("{axes} | optim.lr=1e-3 mesh.transport={transport}"))
+        };
+        let wide = loss(&with("f32"));
+        for transport in ["bf16", "f16"] {
+            let narrow = with(transport);
+            let apart = (loss(&narrow) / wide - 1.0).abs();
+            assert!(apart > 0.0 && apart < 1e-4, "{axes} {transport}: {apart:e}");
+            assert_eq!(metric(&narrow, "skipped"), (transport == "f16").then_some(0.0));
+        }
+    }
+    let large = train("overflow", "data = 2 | mesh.transport=f16 train.loss_scale=16777216");
+    let (skipped, scale) = (metric(&large, "skipped").unwrap(), metric(&large, "loss_scale").unwrap());
+    assert!(skipped >= 1.0 && scale == 2f64.powi(24 - skipped as i32), "{skipped} steps skipped, scale {scale}");
+    assert!(loss(&large).is_finite());
+    // On one device nothing crosses, and nothing is scaled.
+    assert_eq!(metric(&train("one", "| mesh.transport=f16"), "skipped"), None);
+}
+
 #[test]
 fn what_does_not_fit_a_mesh_is_said() {
     let refused = |mesh: &str, devices: &str| -> String {
@@ -111,8 +149,9 @@ fn what_does_not_fit_a_mesh_is_said() {
 #[test]
 fn processes_make_one_run() {
     let dir = tempfile::tempdir().unwrap();
-    for mesh in ["data = 2, fsdp = 2", "data = 4", "fsdp = 2, tensor = 2"] {
-        let name = mesh.replace([' ', '=', ','], "");
+    let narrow = "data = 2, fsdp = 2 | mesh.transport=bf16";
+    for mesh in ["data = 2, fsdp = 2", "data = 4", "fsdp = 2, tensor = 2", narrow] {
+        let name = mesh.replace([' ', '=', ',', '|'], "");
         let (one, many) = (dir.path().join(format!("one{name}")), dir.path().join(format!("many{name}")));
         fit(&mut trainer(2, mesh), &one, Existing::Refuse);
         fit(&mut trainer(3, mesh), &one, Existing::Resume(None));

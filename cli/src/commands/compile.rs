@@ -1,19 +1,19 @@
 //! `dnx compile`.
 
-use super::{mesh_setting, open_device, print};
+use super::{mesh_setting, open_device, open_devices, print};
 use crate::args::{CompileArgs, Emit, ProgramKind, StatsFormat};
 use dnx::codegen::exec::Executable;
 use dnx::codegen::stats::Stats;
-use dnx::codegen::{Compiled, Dump, GpuLimits, Options, Precision, Stage, Target, compile_with, emit};
+use dnx::codegen::{Compiled, Dump, GpuLimits, Options, Precision, Stage, Target, Wire, compile_with, emit};
 use dnx::ir::Func;
 use dnx::models::sample::forward_program;
 use dnx::models::step::TrainProgram;
 use dnx::models::{Layout, ParamSpec};
+use dnx::runtime::DeviceKind;
 use dnx::train::config::{Config, Resolved, read_source};
 use dnx::train::data::Dataset;
-use dnx::train::estimate::Rates;
 use dnx::train::files::{create_folder, refuse_existing, write_atomic};
-use dnx::train::plan::{self, Machine, Plan};
+use dnx::train::plan::{Here, Machine, Plan};
 use dnx::train::trainer::{build_loss, build_step};
 use dnx::train::{Error, Result};
 use std::path::Path;
@@ -27,6 +27,7 @@ struct Input {
     stages: Vec<(Stage, Func)>,
     forward: Option<Forward>,
     precision: Precision,
+    wire: Wire,
 }
 
 /// What `--dump-ir=jvp` differentiates: a loss, by its parameters.
@@ -60,7 +61,7 @@ pub fn run(args: &CompileArgs) -> Result<()> {
         let derivative = dnx::autodiff::jvp(&forward.func, &forward.wrt)?;
         dump.record(Stage::Jvp, || derivative.to_string());
     }
-    let options = options.with_donate(&input.donate).with_precision(input.precision);
+    let options = options.with_donate(&input.donate).with_precision(input.precision).with_wire(input.wire);
     let compiled = compile_with(&input.func, &options, true, &mut dump)?;
     let stats = Stats::of(&compiled.exec, input.parameters, input.trainable);
     let mut output = Output { args, printed: String::new() };
@@ -153,24 +154,24 @@ fn read(args: &CompileArgs) -> Result<Input> {
 fn plan(args: &CompileArgs, machine: &str) -> Result<()> {
     let machine = Machine::parse(machine)?;
     let resolved = resolve(args)?;
-    let device = open_device(args.device.as_deref())?;
+    let devices = open_devices(args.device.as_deref())?;
+    let device = &devices[0];
     let compiled = |resolved: &Resolved| -> Result<(TrainProgram, Executable)> {
         let program = build_step(resolved)?;
-        let options = device.options().with_donate(&program.donate).with_precision(resolved.config.train.precision);
+        let options = resolved.options(device.options()).with_donate(&program.donate);
         let exec = compile_with(&program.func, &options, false, &mut Dump::none())?.exec;
         Ok((program, exec))
     };
     let alone = Resolved { layout: Layout::single(), ..resolved.clone() };
     let (program, one) = compiled(&alone)?;
-    let (rates, slowdown) = match machine.rates {
-        Some(rates) => (rates, 1.0),
-        None => {
-            let rates = Rates::of(&device)?;
-            (rates, plan::slowdown(&device, &program, &one, rates)?)
-        }
+    let here = match machine.rates {
+        Some(rates) => Here::at(rates),
+        // Several cpu devices are on this machine, each with its share of the cores.
+        None if device.info().kind == DeviceKind::Cpu => Here::measured(device, devices.len(), &program, &one)?,
+        None => Here::measured(device, 1, &program, &one)?,
     };
     let (_, exec) = compiled(&resolved)?;
-    let plan = Plan::of(&exec, machine, rates, slowdown, plan::floor(&one, rates));
+    let plan = Plan::of(&exec, machine, here, &one);
     print(&plan.table())
 }
 
@@ -179,8 +180,8 @@ fn read_text(path: &Path) -> Result<Input> {
     let func = dnx::ir::text::parse(&text).map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
     dnx::ir::verify::verify(&func).map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
     let stages = [Stage::Model, Stage::Step].map(|s| (s, func.clone())).to_vec();
-    let precision = Precision::F32;
-    Ok(Input { func, donate: vec![], parameters: 0, trainable: 0, stages, forward: None, precision })
+    let (precision, wire) = (Precision::F32, Wire::F32);
+    Ok(Input { func, donate: vec![], parameters: 0, trainable: 0, stages, forward: None, precision, wire })
 }
 
 fn resolve(args: &CompileArgs) -> Result<Resolved> {
@@ -203,7 +204,7 @@ fn resolve(args: &CompileArgs) -> Result<Resolved> {
 fn read_config(args: &CompileArgs) -> Result<Input> {
     let resolved = resolve(args)?;
     let (config, batch) = (&resolved.config, resolved.batch());
-    let precision = config.train.precision;
+    let (precision, wire) = (config.train.precision, config.mesh.transport);
     let count = |specs: &[ParamSpec]| specs.iter().map(|s| s.elems() as u64).sum::<u64>();
     let specs = config.model.specs()?;
     let parameters = count(&specs);
@@ -216,6 +217,7 @@ fn read_config(args: &CompileArgs) -> Result<Input> {
         trainable,
         forward: None,
         precision,
+        wire,
     };
     Ok(match args.program {
         ProgramKind::Step => {
@@ -227,7 +229,16 @@ fn read_config(args: &CompileArgs) -> Result<Input> {
             ];
             let wrt = (0..program.params.len()).collect();
             let forward = Some(Forward { func: (*program.loss).clone(), wrt });
-            Input { func: program.func, donate: program.donate, parameters, trainable, stages, forward, precision }
+            Input {
+                func: program.func,
+                donate: program.donate,
+                parameters,
+                trainable,
+                stages,
+                forward,
+                precision,
+                wire,
+            }
         }
         ProgramKind::Loss => plain(build_loss(&resolved)?.func),
         ProgramKind::Forward => plain(forward_program(&config.model, batch, false)?.func),

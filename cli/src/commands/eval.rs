@@ -22,7 +22,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let weights = read_weights(&folder, averaged(args.ema, args.no_ema, &folder)?, &resolved)?;
     let device = open_device(args.device.as_deref())?;
-    let mut generator = loaded(&resolved, &device, weights, args.batch.max(1).min(args.n))?;
+    let mut generator = loaded(&resolved, &device, &weights, args.batch.max(1).min(args.n))?;
     for metric in &args.metrics {
         match metric {
             Metric::Likelihood => likelihood(args, &resolved, &data, &mut generator)?,

@@ -79,7 +79,7 @@ impl Job {
 
 /// So many devices. Without a selector they are GPUs in their order, from that on which belongs to this process on its
 /// host, if there are enough, else so many logical devices on the one that would be chosen for one.
-fn open(selector: Option<&str>, devices: usize, place: usize) -> Result<Vec<Device>> {
+pub fn open(selector: Option<&str>, devices: usize, place: usize) -> Result<Vec<Device>> {
     let list = match selector {
         Some(text) => return Ok(Device::open_all(Some(text))?),
         None if devices == 1 && place == 0 => return Ok(Device::open_all(None)?),

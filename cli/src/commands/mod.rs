@@ -23,6 +23,15 @@ pub fn open_device(selector: Option<&str>) -> Result<Device> {
     Ok(device)
 }
 
+/// Opens the devices asked for, at least one, and says which the first is.
+pub fn open_devices(selector: Option<&str>) -> Result<Vec<Device>> {
+    let devices = Device::open_all(selector)?;
+    let info = devices[0].info();
+    let more = if devices.len() > 1 { format!(", {} devices", devices.len()) } else { String::new() };
+    eprintln!("device: {} ({}){more}", info.name, info.backend);
+    Ok(devices)
+}
+
 /// The devices of a team that are in this process, in one line.
 fn describe(team: &Team) -> String {
     let mut names: Vec<(String, usize)> = vec![];

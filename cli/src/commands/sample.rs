@@ -1,6 +1,7 @@
 //! `dnx sample`.
 
-use super::{open_device, print};
+use super::job::open as open_count;
+use super::{open_devices, print};
 use crate::args::SampleArgs;
 use dnx::ir::{Array, Type};
 use dnx::models::sample::{
@@ -16,6 +17,7 @@ use dnx::train::run::find_checkpoint;
 use dnx::train::sampling::{self, Trajectory};
 use dnx::train::trainer::reference_points;
 use dnx::train::{Error, Result, checkpoint, npy};
+use std::ops::Range;
 use std::path::Path;
 
 /// What the file's extension asks for.
@@ -55,34 +57,37 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let negative = negative(network.classes(), args.negative_label)?;
     check_guidance(args, &resolved.config.sample)?;
     let painting = painting(args, &resolved)?;
-    let device = open_device(args.device.as_deref())?;
+    let devices = devices(args)?;
     let window = window(args, format)?;
     let inverse = resolved.config.sample.inverse.as_ref().filter(|_| painting.is_some());
     let batch = match inverse.map_or(1, Inverse::particles) {
-        1 => (args.batch.max(1) as usize).min(seeds.len() * window).next_multiple_of(window),
+        1 => (args.batch.max(1) as usize).min(seeds.len().div_ceil(devices.len()) * window).next_multiple_of(window),
         particles if format == Format::Gif => {
             let message = format!("--method: a sample is chosen of {particles} particles at the end; no .gif shows it");
             return Err(Error::Usage(message));
         }
         particles => particles,
     };
-    let mut generator = loaded(&resolved, &device, weights, batch)?;
-    if let Some(guide) = &args.guide {
-        generator = generator.with_guide(guide_of(args, guide, &device, batch)?)?;
-    }
-    let mut trajectory = (format == Format::Gif).then(|| Trajectory { frames: vec![] });
     let config = &resolved.config.sample;
-    let edit = painting.as_ref().map(|p| p.edit());
-    let request = Request { seeds: &seeds, labels: labels.as_deref(), negative, edit };
-    let samples = match args.speculate {
-        None => sampling::run(&mut generator, config, &request, trajectory.as_mut()),
-        Some(window) => drafted(&mut generator, config, &request, window),
+    let drawn_on = |device: &Device, range: Range<usize>| -> Result<(Array, Vec<Vec<f32>>)> {
+        let mut generator = loaded(&resolved, device, &weights, batch)?;
+        if let Some(guide) = &args.guide {
+            generator = generator.with_guide(guide_of(args, guide, device, batch)?)?;
+        }
+        let mut trajectory = (format == Format::Gif).then(|| Trajectory { frames: vec![] });
+        let (seeds, labels) = (&seeds[range.clone()], labels.as_ref().map(|l| &l[range]));
+        let request = Request { seeds, labels, negative, edit: painting.as_ref().map(|p| p.edit()) };
+        let samples = match args.speculate {
+            None => sampling::run(&mut generator, config, &request, trajectory.as_mut())?,
+            Some(window) => drafted(&mut generator, config, &request, window)?,
+        };
+        Ok((samples, trajectory.map(|t| t.frames).unwrap_or_default()))
     };
-    let samples = samples.map_err(|e| located(&resolved, e))?;
+    let parts = sampling::spread(&devices, seeds.len(), drawn_on).map_err(|e| located(&resolved, e))?;
+    let (samples, frames) = joined(parts);
     let bytes = match format {
         Format::Png => drawn(&resolved, &samples.to_f32_vec())?.png()?,
         Format::Gif => {
-            let frames = trajectory.map(|t| t.frames).unwrap_or_default();
             let pictures = frames.iter().map(|f| drawn(&resolved, f)).collect::<Result<Vec<_>>>()?;
             picture::gif(&pictures)?
         }
@@ -91,6 +96,43 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     };
     write_atomic(&args.out, &bytes)?;
     print(&format!("{}\n", args.out.display()))
+}
+
+/// The devices that draw: those of `--device`, as many as `--mesh` says.
+fn devices(args: &SampleArgs) -> Result<Vec<Device>> {
+    let Some(mesh) = &args.mesh else { return open_devices(args.device.as_deref()) };
+    let count = mesh.strip_prefix("data=").and_then(|n| n.trim().parse::<usize>().ok()).filter(|&n| n > 0);
+    let Some(count) = count else {
+        let message = format!("--mesh {mesh}: samples are drawn side by side, by axis data alone; write data=2");
+        return Err(Error::Usage(message));
+    };
+    let devices = open_count(args.device.as_deref(), count, 0)?;
+    if devices.len() != count {
+        let message =
+            format!("--mesh {mesh}: --device gives {} devices; write --device cpu*{count}, say", devices.len());
+        return Err(Error::Usage(message));
+    }
+    Ok(devices)
+}
+
+/// The samples of several devices as one array, and the frames of their trajectories side by side.
+fn joined(parts: Vec<(Array, Vec<Vec<f32>>)>) -> (Array, Vec<Vec<f32>>) {
+    let mut parts = parts.into_iter();
+    let Some((first, mut frames)) = parts.next() else { return (Array::f32([0], &[]), vec![]) };
+    let rest: Vec<(Array, Vec<Vec<f32>>)> = parts.collect();
+    if rest.is_empty() {
+        return (first, frames);
+    }
+    let mut dims = first.dims().to_vec();
+    let mut all = first.to_f32_vec();
+    for (samples, more) in rest {
+        dims[0] += samples.dims()[0];
+        all.extend(samples.to_f32_vec());
+        frames.iter_mut().zip(more).for_each(|(frame, more)| frame.extend(more));
+    }
+    // Adaptive solvers may take other steps on each device: what all have seen is shown.
+    frames.retain(|frame| frame.len() == all.len());
+    (Array::f32(dims, &all), frames)
 }
 
 /// Samplers with the keys they read, grids, kinds of guidance, and what else steers samples.
@@ -125,13 +167,8 @@ fn listed() -> String {
 }
 
 /// A generator with these weights on the device.
-pub fn loaded(
-    resolved: &Resolved,
-    device: &Device,
-    weights: checkpoint::tensors::Named,
-    batch: usize,
-) -> Result<Generator> {
-    let (names, arrays): (Vec<String>, Vec<Array>) = weights.into_iter().unzip();
+pub fn loaded(resolved: &Resolved, device: &Device, weights: &[(String, Array)], batch: usize) -> Result<Generator> {
+    let (names, arrays): (Vec<String>, Vec<Array>) = weights.iter().cloned().unzip();
     let buffers: Vec<_> = names.into_iter().zip(device.upload_all(&arrays)?).collect();
     sampling::generator(resolved, device, &buffers, batch)
 }
@@ -146,7 +183,7 @@ fn guide_of(args: &SampleArgs, guide: &Path, device: &Device, batch: usize) -> R
     let resolved = Config::resolve(read_source(&run.config(), &[])?, None)?;
     let averaged = checkpoint::has(&folder, "ema") && !args.no_ema;
     let weights = read_weights(&folder, averaged, &resolved)?;
-    loaded(&resolved, device, weights, batch)
+    loaded(&resolved, device, &weights, batch)
 }
 
 /// Steps of a window: 1 without speculation.

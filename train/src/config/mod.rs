@@ -8,7 +8,8 @@ mod bytes;
 pub mod load;
 
 pub use bytes::Bytes;
-pub use dnx_codegen::Precision;
+use dnx_codegen::Options;
+pub use dnx_codegen::{Precision, Wire};
 pub use load::Source;
 
 use crate::data::{DataConfig, Dataset};
@@ -95,14 +96,6 @@ pub struct TrainConfig {
     pub memory_limit: Option<Bytes>,
 }
 
-impl TrainConfig {
-    /// How the loss is scaled, if the precision asks for it.
-    pub fn scaling(&self) -> Option<LossScaling> {
-        let scaling = LossScaling { initial: self.loss_scale, growth_every: self.loss_scale_every };
-        self.precision.needs_scaling().then_some(scaling)
-    }
-}
-
 impl Default for TrainConfig {
     fn default() -> TrainConfig {
         TrainConfig {
@@ -128,6 +121,9 @@ impl Default for TrainConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MeshConfig {
+    /// What large values cross between devices as: `f32`, or half the bytes, rounded: `bf16` or `f16`. Losses, statistics,
+    /// weights and their moments stay `f32`; with `f16` the loss is scaled as `train.precision = "f16"` does.
+    pub transport: Wire,
     /// Sizes of axes by name.
     pub axes: BTreeMap<String, usize>,
     /// Parameter-name patterns to the axes that split each of their dims.
@@ -249,6 +245,19 @@ impl Resolved {
     /// Turns an error of the models into one that names the place in the configuration.
     pub fn locate(&self, error: dnx_models::Error) -> Error {
         at_place(&self.source, error)
+    }
+
+    /// How its programs are compiled, beyond what the device asks for (`base`).
+    pub fn options(&self, base: Options) -> Options {
+        base.with_precision(self.config.train.precision).with_wire(self.config.mesh.transport)
+    }
+
+    /// How the loss is scaled, if gradients are stored or cross between devices in a type of narrow range.
+    pub fn scaling(&self) -> Option<LossScaling> {
+        let train = &self.config.train;
+        let crosses = self.layout.devices() > 1 && self.config.mesh.transport.needs_scaling();
+        let scaling = LossScaling { initial: train.loss_scale, growth_every: train.loss_scale_every };
+        (train.precision.needs_scaling() || crosses).then_some(scaling)
     }
 
     /// The number of samples a step takes.

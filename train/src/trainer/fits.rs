@@ -121,7 +121,7 @@ fn recomputing(resolved: &Resolved) -> Vec<Resolved> {
 
 fn attempt(resolved: &Resolved, base: &Options, limit: Option<u64>) -> Result<Attempt> {
     let program = build_step(resolved)?;
-    let options = base.clone().with_donate(&program.donate).with_precision(resolved.config.train.precision);
+    let options = resolved.options(base.clone()).with_donate(&program.donate);
     match dnx_codegen::compile(&program.func, &options) {
         Ok(compiled) if limit.is_none_or(|l| compiled.exec.peak_bytes <= l) => {
             Ok(Attempt::Fits(Box::new((program, compiled.exec))))

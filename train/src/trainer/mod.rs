@@ -67,7 +67,7 @@ fn build_with(resolved: &Resolved, teacher: Option<&Teacher>) -> Result<TrainPro
         batch: resolved.batch(),
         accumulate: config.train.accumulate,
         level_bins: config.log.levels,
-        scaling: config.train.scaling(),
+        scaling: resolved.scaling(),
         layout: resolved.layout.clone(),
     };
     train_step_with(&config.model, &resolved.process, teacher, &config.optim, &config.ema, &options)
