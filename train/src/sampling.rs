@@ -82,30 +82,31 @@ pub fn run(
     Ok(last)
 }
 
-/// Does something for `count` samples on several devices at once: an even stretch of them on each, in order. cpu devices share the
-/// cores evenly.
+/// Has several devices, or what draws on them, do something for `count` samples at once: an even stretch of them each, in
+/// order. cpu devices share the cores evenly.
 ///
 /// # Errors
 /// That of the first stretch that failed.
-pub fn spread<T: Send>(
-    devices: &[Device],
+pub fn spread<H: Send, T: Send>(
+    hands: &mut [H],
     count: usize,
-    draw: impl Fn(&Device, Range<usize>) -> Result<T> + Sync,
+    draw: impl Fn(&mut H, Range<usize>) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    if let [device] = devices {
-        return Ok(vec![draw(device, 0..count)?]);
+    if let [hand] = hands {
+        return Ok(vec![draw(hand, 0..count)?]);
     }
-    let threads = (rayon::current_num_threads() / devices.len().max(1)).max(1);
-    let at = |i: usize| count * i / devices.len();
+    let n = hands.len();
+    let threads = (rayon::current_num_threads() / n.max(1)).max(1);
+    let at = |i: usize| count * i / n;
     std::thread::scope(|scope| {
-        let busy = devices.iter().enumerate().filter(|&(i, _)| at(i) < at(i + 1));
+        let busy = hands.iter_mut().enumerate().filter(|(i, _)| at(*i) < at(i + 1));
         let begun: Vec<_> = busy
-            .map(|(i, device)| {
+            .map(|(i, hand)| {
                 let draw = &draw;
                 scope.spawn(move || {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-                    let pool = pool.map_err(|e| Error::Usage(format!("{}: no threads: {e}", device.name())))?;
-                    pool.install(|| draw(device, at(i)..at(i + 1)))
+                    let pool = pool.map_err(|e| Error::Usage(format!("there are no threads to draw with: {e}")))?;
+                    pool.install(|| draw(hand, at(i)..at(i + 1)))
                 })
             })
             .collect();
@@ -142,17 +143,21 @@ mod tests {
     #[test]
     fn every_sample_is_drawn_once_and_in_order() {
         for (devices, count) in [(1, 3), (2, 7), (3, 2), (4, 4)] {
-            let devices: Vec<Device> = (0..devices).map(|_| Device::cpu()).collect();
-            let drawn = spread(&devices, count, |_, range| Ok(range.collect::<Vec<_>>())).unwrap();
-            assert!(drawn.iter().all(|d| !d.is_empty()) && drawn.len() == devices.len().min(count));
+            let mut hands = vec![0; devices];
+            let drawn = spread(&mut hands, count, |hand, range| {
+                *hand += 1;
+                Ok(range.collect::<Vec<_>>())
+            });
+            let drawn = drawn.unwrap();
+            assert!(drawn.iter().all(|d| !d.is_empty()) && drawn.len() == devices.min(count));
             assert_eq!(drawn.concat(), (0..count).collect::<Vec<_>>());
+            assert_eq!(hands.iter().sum::<usize>(), drawn.len());
         }
-        let devices = [Device::cpu(), Device::cpu()];
-        let fails = |_: &Device, r: Range<usize>| match r.start {
+        let fails = |_: &mut (), r: Range<usize>| match r.start {
             0 => Ok(()),
             _ => Err(Error::Usage("the second stretch".into())),
         };
-        assert!(spread(&devices, 4, fails).unwrap_err().to_string().contains("the second stretch"));
+        assert!(spread(&mut [(), ()], 4, fails).unwrap_err().to_string().contains("the second stretch"));
     }
 
     #[test]

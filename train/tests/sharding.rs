@@ -87,6 +87,29 @@ fn resume_over_a_mesh_is_exact() {
     assert_eq!((a.model, a.ema, a.optimizer), (b.model, b.ema, b.optimizer));
 }
 
+/// Devices draw the pictures of a run side by side, in the places that one device draws them in.
+#[test]
+fn pictures_are_those_of_one_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let drawn = |name: &str, mesh: &str| {
+        let run = dir.path().join(name);
+        let settings = "train.sample_every=2 train.sample_count=5 sample.steps=4";
+        fit(&mut trainer(2, &format!("{mesh} | {settings}")), &run, Existing::Refuse);
+        let picture = image::open(RunFolder::at(&run).picture(2)).unwrap().to_rgb8();
+        (picture.dimensions(), picture.into_raw())
+    };
+    let (size, one) = drawn("one", "");
+    for mesh in ["data = 2", "fsdp = 4"] {
+        let (other, many) = drawn(mesh, mesh);
+        assert_eq!(size, other);
+        // Weights differ in their last bits.
+        let apart = one.iter().zip(&many).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert!(apart <= 1, "{mesh}: a pixel is {apart} apart");
+    }
+    let kinds: std::collections::BTreeSet<u8> = one.into_iter().collect();
+    assert!(kinds.len() > 16, "nothing was drawn");
+}
+
 /// The value of a metric in the last step, if it is there.
 fn metric(trainer: &Trainer, wanted: &str) -> Option<f64> {
     trainer.metrics().unwrap().into_iter().find(|(name, _)| name == wanted).map(|(_, value)| value)

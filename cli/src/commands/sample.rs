@@ -57,7 +57,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let negative = negative(network.classes(), args.negative_label)?;
     check_guidance(args, &resolved.config.sample)?;
     let painting = painting(args, &resolved)?;
-    let devices = devices(args)?;
+    let mut devices = devices(args)?;
     let window = window(args, format)?;
     let inverse = resolved.config.sample.inverse.as_ref().filter(|_| painting.is_some());
     let batch = match inverse.map_or(1, Inverse::particles) {
@@ -69,7 +69,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         particles => particles,
     };
     let config = &resolved.config.sample;
-    let drawn_on = |device: &Device, range: Range<usize>| -> Result<(Array, Vec<Vec<f32>>)> {
+    let drawn_on = |device: &mut Device, range: Range<usize>| -> Result<(Array, Vec<Vec<f32>>)> {
         let mut generator = loaded(&resolved, device, &weights, batch)?;
         if let Some(guide) = &args.guide {
             generator = generator.with_guide(guide_of(args, guide, device, batch)?)?;
@@ -83,7 +83,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         };
         Ok((samples, trajectory.map(|t| t.frames).unwrap_or_default()))
     };
-    let parts = sampling::spread(&devices, seeds.len(), drawn_on).map_err(|e| located(&resolved, e))?;
+    let parts = sampling::spread(&mut devices, seeds.len(), drawn_on).map_err(|e| located(&resolved, e))?;
     let (samples, frames) = joined(parts);
     let bytes = match format {
         Format::Png => drawn(&resolved, &samples.to_f32_vec())?.png()?,

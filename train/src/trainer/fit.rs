@@ -7,7 +7,7 @@ use crate::log::{EventWriter, Jsonl, Progress, Record, Status, curve, picture};
 use crate::run::{Existing, RunFolder};
 use crate::{Error, Result, checkpoint, sampling};
 use dnx_models::sample::Generator;
-use dnx_runtime::Buffer;
+use dnx_runtime::{Buffer, Device};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -184,14 +184,18 @@ impl Trainer {
 
     /// Samples with the settings of `[sample]` and the averaged weights, and saves the picture.
     fn draw(&self, logs: &mut Logs, sampling: &mut Sampling) -> Result<()> {
-        let Sampling { generator, weights, seeds, labels } = sampling;
-        self.refresh(weights)?;
+        let Sampling { hands, seeds, labels } = sampling;
+        self.refresh(hands.iter().map(|hand| &hand.weights[..]))?;
         if !self.placed.is_first() {
             return Ok(());
         }
         let config = &self.resolved.config.sample;
-        let samples = sampling::sample(generator, config, seeds, labels.as_deref(), None)?;
-        let drawn = picture::draw(&samples.to_f32_vec(), self.data.dims(), &reference_points(&self.data)?)?;
+        let samples = sampling::spread(hands, seeds.len(), |hand, range| {
+            let labels = labels.as_ref().map(|l| &l[range.clone()]);
+            let samples = sampling::sample(&mut hand.generator, config, &seeds[range], labels, None)?;
+            Ok(samples.to_f32_vec())
+        })?;
+        let drawn = picture::draw(&samples.concat(), self.data.dims(), &reference_points(&self.data)?)?;
         let png = drawn.png()?;
         write_atomic(&logs.run.picture(self.step), &png)?;
         if let Some(events) = &mut logs.events {
@@ -207,20 +211,30 @@ impl Trainer {
 
     fn prepare_sampling(&self) -> Result<Sampling> {
         let count = self.resolved.config.train.sample_count.max(1);
-        let weights = self.weights(true)?;
-        let generator = sampling::generator(&self.resolved, self.device(), &weights, count.min(sampling::BATCH))?;
+        let everywhere = self.weights_everywhere()?;
+        let batch = count.div_ceil(everywhere.len()).min(sampling::BATCH);
+        let hand = |(device, weights): (Device, Vec<(String, Buffer)>)| {
+            Ok(Hand { generator: sampling::generator(&self.resolved, &device, &weights, batch)?, weights })
+        };
+        let hands = everywhere.into_iter().map(hand).collect::<Result<Vec<Hand>>>()?;
         let labels = sampling::labels(self.resolved.config.model.classes(), count, None)?;
-        Ok(Sampling { generator, weights, seeds: (0..count as u64).collect(), labels })
+        Ok(Sampling { hands, seeds: (0..count as u64).collect(), labels })
     }
 }
 
 /// What pictures are drawn with: always the same seeds and classes, so that progress is seen.
 struct Sampling {
+    /// One per device.
+    hands: Vec<Hand>,
+    seeds: Vec<u64>,
+    labels: Option<Vec<i32>>,
+}
+
+/// What draws on one device.
+struct Hand {
     generator: Generator,
     /// What the generator reads.
     weights: Vec<(String, Buffer)>,
-    seeds: Vec<u64>,
-    labels: Option<Vec<i32>>,
 }
 
 /// Up to 2000 points of a set of points, or of sequences of them; nothing for sets of pictures.

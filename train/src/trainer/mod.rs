@@ -225,11 +225,28 @@ impl Trainer {
         self.weight_inputs(averaged)?.into_iter().map(of).collect()
     }
 
-    /// Brings copies of averaged weights, as [`Trainer::weights`] gave them, up to date.
-    fn refresh(&self, weights: &[(String, Buffer)]) -> Result<()> {
-        for ((_, i, dims), (_, buffer)) in self.weight_inputs(true)?.into_iter().zip(weights) {
+    /// The averaged weights on every device of this process, for pictures: of one device those it trains, of several copies.
+    fn weights_everywhere(&self) -> Result<Vec<(Device, Vec<(String, Buffer)>)>> {
+        if self.placed.bound().is_some() {
+            return Ok(vec![(self.device().clone(), self.weights(true)?)]);
+        }
+        let inputs = self.weight_inputs(true)?;
+        let read = |(_, i, dims): &(String, usize, Vec<usize>)| Ok(self.placed.read(*i)?.reshaped(dims.clone()));
+        let whole = inputs.iter().map(read).collect::<Result<Vec<Array>>>()?;
+        let on = |device: &Device| {
+            let names = inputs.iter().map(|(name, ..)| name.clone());
+            Ok((device.clone(), names.zip(device.upload_all(&whole)?).collect()))
+        };
+        self.team.devices().iter().map(on).collect()
+    }
+
+    /// Brings the copies of [`Trainer::weights_everywhere`] up to date.
+    fn refresh<'a>(&self, copies: impl Iterator<Item = &'a [(String, Buffer)]>) -> Result<()> {
+        let copies: Vec<&[(String, Buffer)]> = copies.collect();
+        for (at, (_, i, dims)) in self.weight_inputs(true)?.into_iter().enumerate() {
             if self.placed.buffer(i).is_none() {
-                buffer.write(&self.placed.read(i)?.reshaped(dims))?;
+                let whole = self.placed.read(i)?.reshaped(dims);
+                copies.iter().try_for_each(|copy| copy[at].1.write(&whole))?;
             }
         }
         Ok(())
