@@ -1,6 +1,6 @@
 //! Layers: functions of a scope and tensors. Activations are `[.., width]`; every layer acts on the last dim.
 
-use crate::layout::settled;
+use crate::layout::{settled, whole_rows};
 use crate::{Init, Scope};
 use dnx_ir::{DotDims, Tensor};
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,20 @@ pub fn linear_stack<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, parts: usize, out: usi
     let dims = DotDims { lhs_contract: vec![2], rhs_contract: vec![2], ..DotDims::default() };
     let y = x.dot(weight, dims) + bias;
     y.split(2, parts).into_iter().map(|y| y.reshape(&[x.dim(0), x.dim(1), out])).collect()
+}
+
+/// `parts` modulations `[B, out]` of samples with the condition `c` `[B, in]`, starting at zero: weight `[parts out, in]`, bias
+/// `[parts out]`. Where their rows are split over devices, the modulations are gathered.
+pub fn modulations<'g>(s: &Scope<'_, 'g>, c: Tensor<'g>, parts: usize, out: usize) -> Vec<Tensor<'g>> {
+    let (width, all) = (c.dim(-1), parts * out);
+    let weight = s.stack("weight", &[all, width], Init::Zeros, parts);
+    let bias = s.stack("bias", &[all], Init::Zeros, parts);
+    if weight.rank() == 2 {
+        return (c.matmul_t(weight) + bias).split(1, parts);
+    }
+    let dims = DotDims { lhs_contract: vec![1], rhs_contract: vec![2], ..DotDims::default() };
+    let y = whole_rows(c.dot(weight, dims) + bias);
+    y.split(1, parts).into_iter().map(|y| y.reshape(&[c.dim(0), out])).collect()
 }
 
 /// [`linear`] with a Xavier-uniform weight.

@@ -29,16 +29,19 @@ const SEQUENCE: &str = "sequence";
 /// Parameters of fewer elements stay whole under `fsdp`: gathering them would cost more than they take.
 const WHOLE_BELOW: usize = 1 << 12;
 
-/// The dim that axis `tensor` splits, by name pattern: layers that widen by their outputs, those that narrow again by their
-/// inputs (Shoeybi et al., "Megatron-LM", 2019, section 3). Queries, keys and values are three stacked matrices, each split by
-/// heads.
-pub const TENSOR: [(&str, usize); 6] = [
-    ("*.attn.qkv.weight", 1),
-    ("*.attn.qkv.bias", 1),
-    ("*.attn.proj.weight", 1),
-    ("*.mlp.fc1.weight", 0),
-    ("*.mlp.fc1.bias", 0),
-    ("*.mlp.fc2.weight", 1),
+/// By name pattern and rank the dim that axis `tensor` splits: layers that widen by their outputs, those that narrow again by
+/// their inputs (Shoeybi et al., "Megatron-LM", 2019, section 3). Queries, keys and values are three stacked matrices, each
+/// split by heads. Modulations of whole samples are stacked too: a third of a transformer's weights, of which little comes out
+/// and is gathered. Those of single tokens have rank 2 and stay whole.
+pub const TENSOR: [(&str, usize, usize); 8] = [
+    ("*.attn.qkv.weight", 3, 1),
+    ("*.attn.qkv.bias", 2, 1),
+    ("*.attn.proj.weight", 2, 1),
+    ("*.mlp.fc1.weight", 2, 0),
+    ("*.mlp.fc1.bias", 1, 0),
+    ("*.mlp.fc2.weight", 2, 1),
+    ("*.adaLN_modulation.1.weight", 3, 1),
+    ("*.adaLN_modulation.1.bias", 2, 1),
 ];
 
 /// A mesh and where tensors lie on it.
@@ -181,8 +184,9 @@ impl Layout {
     fn preset(&self, name: &str, dims: &[usize]) -> Vec<Vec<AxisName>> {
         let mut split = vec![vec![]; dims.len()];
         if let Some(n) = self.mesh.size(TENSOR_AXIS)
-            && let Some(&(_, d)) = TENSOR.iter().find(|(pattern, _)| matches(pattern, name))
-            && dims.get(d).is_some_and(|size| size.is_multiple_of(n))
+            && let Some(&(.., d)) =
+                TENSOR.iter().find(|(pattern, rank, _)| *rank == dims.len() && matches(pattern, name))
+            && dims[d].is_multiple_of(n)
         {
             split[d].push(TENSOR_AXIS.into());
         }
@@ -211,6 +215,18 @@ fn matches(pattern: &str, name: &str) -> bool {
 pub fn settled(t: Tensor<'_>) -> Tensor<'_> {
     let sharding = t.ty().sharding;
     if sharding.unreduced.is_empty() { t } else { t.reshard(Sharding::new(sharding.dims, vec![])) }
+}
+
+/// The value with its last dim whole on every device.
+pub fn whole_rows(t: Tensor<'_>) -> Tensor<'_> {
+    let Some(last) = t.rank().checked_sub(1) else { return t };
+    let sharding = t.ty().sharding;
+    if sharding.dim(last).is_empty() {
+        return t;
+    }
+    let mut dims = sharding.dims;
+    dims[last].clear();
+    t.reshard(Sharding::new(dims, sharding.unreduced))
 }
 
 /// Values `[B, ..]` that belong to the samples of `x` `[B, ..]`, split over the devices as the samples are.
@@ -271,6 +287,10 @@ mod tests {
         assert_eq!(stored(&layout, "blocks.1.mlp.fc2.bias", &[64]), "f32[64]");
         let qkv = ParamSpec { stacked: 3, ..spec("blocks.1.attn.qkv.weight", &[192, 64]) };
         assert_eq!(layout.stored(&qkv).to_string(), "f32[3, 64@tensor, 64@fsdp]");
+        let (name, dims) = ("blocks.1.adaLN_modulation.1.weight", [384, 64]);
+        let modulations = ParamSpec { stacked: 6, ..spec(name, &dims) };
+        assert_eq!(layout.stored(&modulations).to_string(), "f32[6, 64@tensor, 64@fsdp]");
+        assert_eq!(stored(&layout, name, &dims), "f32[384@fsdp, 64]");
         assert_eq!(layout.used(&qkv), Sharding::new(vec![vec![], vec!["tensor".into()], vec![]], vec![]));
     }
 

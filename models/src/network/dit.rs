@@ -3,7 +3,7 @@
 
 use super::{DataSpec, Inputs, Outputs, Remat, agree, wanted};
 use crate::attention::{attention, join_heads, split_heads};
-use crate::layers::{Activation, linear, linear_stack, linear_xavier, mlp, modulate, normalize};
+use crate::layers::{Activation, linear, linear_stack, linear_xavier, mlp, modulate, modulations, normalize};
 use crate::params::Block;
 use crate::patch::{patchify, unpatchify};
 use crate::{Error, Init, Result, Scope, embed};
@@ -260,7 +260,7 @@ impl DitConfig {
         }
 
         let y = s.enter("final_layer", |s| {
-            let m = s.enter("adaLN_modulation.1", |s| linear(s, c.silu(), 2 * dim, Init::Zeros)).split(1, 2);
+            let m = s.enter("adaLN_modulation.1", |s| modulations(s, c.silu(), 2, dim));
             let out = patch * patch * shape.out_channels;
             s.enter("linear", |s| linear(s, modulate(normalize(h, EPS), m[0], m[1]), out, Init::Zeros))
         });
@@ -291,7 +291,7 @@ pub(super) fn embed_time<'g>(s: &Scope<'_, 'g>, time: Tensor<'g>, dim: usize) ->
 /// One block with adaptive layer norm whose gates start at zero: the identity at first.
 fn block<'g>(s: &Scope<'_, 'g>, x: Tensor<'g>, c: Tensor<'g>, shape: Shape) -> Tensor<'g> {
     let Shape { dim, heads, hidden, .. } = shape;
-    let m = s.enter("adaLN_modulation.1", |s| linear(s, c.silu(), 6 * dim, Init::Zeros)).split(1, 6);
+    let m = s.enter("adaLN_modulation.1", |s| modulations(s, c.silu(), 6, dim));
     let attended = s.enter("attn", |s| {
         let h = modulate(normalize(x, EPS), m[0], m[1]);
         let qkv = s.enter("qkv", |s| linear_stack(s, h, 3, dim));
