@@ -15,6 +15,10 @@ pub struct PredictorCorrector {
 }
 
 impl Sampler for PredictorCorrector {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         if !(self.snr > 0.0) {
             return Err(Error::config("sample.snr", format!("is {}; it must be positive", self.snr)));

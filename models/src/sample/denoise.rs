@@ -85,7 +85,8 @@ impl Estimate {
     }
 }
 
-type Known<'a> = Box<dyn FnMut(&[f64], &Level<f64>) -> Result<Estimate> + 'a>;
+/// Of states at a level, and the level of the jump.
+type Known<'a> = Box<dyn FnMut(&[f64], &Level<f64>, &Level<f64>) -> Result<Estimate> + 'a>;
 
 /// Where estimates come from.
 enum Source<'a> {
@@ -232,7 +233,16 @@ impl<'a> Denoiser<'a> {
     pub fn known(
         process: &'a Process,
         dims: &[usize],
-        estimate: impl FnMut(&[f64], &Level<f64>) -> Result<Estimate> + 'a,
+        mut estimate: impl FnMut(&[f64], &Level<f64>) -> Result<Estimate> + 'a,
+    ) -> Denoiser<'a> {
+        Denoiser::known_jump(process, dims, move |x, from, _| estimate(x, from))
+    }
+
+    /// [`Denoiser::known`] by a law that also looks at the level gone to, as networks of two times do.
+    pub fn known_jump(
+        process: &'a Process,
+        dims: &[usize],
+        estimate: impl FnMut(&[f64], &Level<f64>, &Level<f64>) -> Result<Estimate> + 'a,
     ) -> Denoiser<'a> {
         Denoiser::by(process, dims, Source::Known(Box::new(estimate)))
     }
@@ -375,7 +385,7 @@ impl<'a> Denoiser<'a> {
         self.evaluations += 1;
         let (each, width) = (x.len() / rows, self.width());
         let mut estimate = match &mut self.main.source {
-            Source::Known(known) if levels.iter().all(|l| *l == levels[0]) => known(x, &levels[0])?,
+            Source::Known(known) if levels.iter().all(|l| *l == levels[0]) => known(x, &levels[0], &jump.to[0])?,
             Source::Known(_) => {
                 return Err(Error::Domain("a law in closed form is asked for one level at a time".into()));
             }

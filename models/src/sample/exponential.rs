@@ -131,6 +131,10 @@ struct DpmRun {
 }
 
 impl Sampler for DpmSolver {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         let bad = |message: String| Err(Error::config("sample.order", message));
         let most = if self.stochastic { 2 } else { 3 };
@@ -320,6 +324,10 @@ pub struct DpmSde {
 }
 
 impl Sampler for DpmSde {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         if !(0.0..=1.0).contains(&self.eta) {
             return Err(Error::config("sample.eta", format!("is {}; it must be in [0, 1]", self.eta)));

@@ -12,6 +12,10 @@ use crate::{Error, Result};
 pub struct MeanFlow;
 
 impl Sampler for MeanFlow {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         if run.grid.levels[0].rates.is_none() {
             let message = "mean_flow jumps along a continuous path; a chain has no velocity";
@@ -52,6 +56,10 @@ impl Sampler for Renoise {
         Some(self)
     }
 
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         Ok(Box::new(*self))
     }
@@ -90,6 +98,10 @@ impl Default for Lcm {
 }
 
 impl Sampler for Lcm {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         chain(run.process, "lcm")?;
         Ok(Box::new(*self))
@@ -122,6 +134,10 @@ struct TcdRun {
 }
 
 impl Sampler for Tcd {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         if !(0.0..=1.0).contains(&self.gamma) {
             return Err(Error::config("sample.gamma", format!("is {}; it must be in [0, 1]", self.gamma)));

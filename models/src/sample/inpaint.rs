@@ -146,6 +146,10 @@ struct DpsRun {
 }
 
 impl<S: Sampler> Sampler for Dps<S> {
+    fn is_linear(&self) -> bool {
+        false
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         let (inner, measurement) = (self.inner.start(run)?, self.measurement.clone());
         Ok(Box::new(DpsRun { inner, measurement, step: self.step }))

@@ -68,6 +68,10 @@ struct EdmRun {
 }
 
 impl Sampler for Edm {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         for (key, value) in [("s_churn", self.churn), ("s_min", self.min), ("s_noise", self.noise)] {
             if !(value >= 0.0 && value.is_finite()) {
@@ -125,6 +129,10 @@ fn check_eta(eta: f64) -> Result<()> {
 }
 
 impl Sampler for EulerAncestral {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         check_eta(self.eta)?;
         Ok(Box::new(*self))
@@ -146,6 +154,10 @@ impl Stepper for EulerAncestral {
 }
 
 impl Sampler for Dpm2 {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         check_eta(self.eta)?;
         Ok(Box::new(*self))

@@ -14,6 +14,10 @@ pub struct Langevin {
 }
 
 impl Sampler for Langevin {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         Ok(Box::new(*self))
     }

@@ -34,6 +34,7 @@ mod names;
 mod noise;
 mod posterior;
 mod quantile;
+mod record;
 mod resample;
 mod runge_kutta;
 mod smc;
@@ -62,6 +63,7 @@ pub use multistep::{Multistep, Rule};
 pub use names::{GRIDS, SAMPLERS, SamplerInfo, SamplerKind};
 pub use noise::{Noise, SampleNoise};
 pub use posterior::{Ddim, Ddpm, PosteriorVariance};
+pub use record::{Evaluation, MOST_SLOTS, Recording, Sum, Term};
 pub use resample::{Resampling, Uniforms};
 pub use runge_kutta::{Adaptive, Euler, Heun, RungeKutta, Tableau};
 pub use smc::{Cloud, Particles, Potential, Smc, Steering, geometric, steer, twisted};
@@ -118,6 +120,11 @@ pub trait Sampler {
         None
     }
 
+    /// Whether its runs can be recorded ([`Recording`]): every state and every state that the network is asked about is
+    /// a linear combination of the first state, the network's outputs and the draws, one for all elements, whose
+    /// coefficients the grid alone decides, as it does how often and where the network is asked.
+    fn is_linear(&self) -> bool;
+
     /// Begins a run, with nothing remembered of any other.
     ///
     /// # Errors
@@ -136,6 +143,10 @@ impl Sampler for &dyn Sampler {
 
     fn gaussian(&self) -> Option<&dyn GaussianStep> {
         (**self).gaussian()
+    }
+
+    fn is_linear(&self) -> bool {
+        (**self).is_linear()
     }
 
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {

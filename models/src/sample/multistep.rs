@@ -113,6 +113,10 @@ struct MultistepRun {
 }
 
 impl Sampler for Multistep {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         let most = match self.rule {
             Rule::Deis => 3,

@@ -79,6 +79,10 @@ impl Sampler for Ddpm {
         (self.variance != PosteriorVariance::Learned).then_some(self as &dyn GaussianStep)
     }
 
+    fn is_linear(&self) -> bool {
+        self.variance != PosteriorVariance::Learned
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         if self.variance == PosteriorVariance::Learned && run.process.variance == Variance::Fixed {
             let message = "is learned, and process.variance is not: take small or large";
@@ -114,6 +118,10 @@ impl Sampler for Ddim {
 
     fn gaussian(&self) -> Option<&dyn GaussianStep> {
         (self.eta > 0.0).then_some(self as &dyn GaussianStep)
+    }
+
+    fn is_linear(&self) -> bool {
+        true
     }
 
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {

@@ -181,12 +181,20 @@ pub struct Euler;
 pub struct Heun;
 
 impl Sampler for Euler {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         RungeKutta::new(Tableau::euler()).start(run)
     }
 }
 
 impl Sampler for Heun {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         RungeKutta::second_order(1.0).start(run)
     }
@@ -217,6 +225,10 @@ impl RungeKutta {
 }
 
 impl Sampler for RungeKutta {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, _: &Run<'_>) -> Result<Box<dyn Stepper>> {
         Ok(Box::new(self.clone()))
     }
@@ -278,6 +290,10 @@ impl Sampler for Adaptive {
         let stop = if lowest.sigma > 0.0 { lowest } else { level_at_ratio(process, CLEAN_ENOUGH)? };
         let levels = if stop.sigma < first.sigma { vec![first, stop, last] } else { vec![first, last] };
         Ok(Grid { levels })
+    }
+
+    fn is_linear(&self) -> bool {
+        false
     }
 
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {

@@ -171,6 +171,10 @@ impl EulerMaruyama {
 }
 
 impl Sampler for EulerMaruyama {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         self.check(run)?;
         Ok(Box::new(*self))
@@ -193,6 +197,10 @@ impl Stepper for EulerMaruyama {
 }
 
 impl Sampler for SdeHeun {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         self.0.check(run)?;
         Ok(Box::new(*self))

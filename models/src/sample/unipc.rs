@@ -43,6 +43,10 @@ struct UniPcRun {
 }
 
 impl Sampler for UniPc {
+    fn is_linear(&self) -> bool {
+        true
+    }
+
     fn start(&self, run: &Run<'_>) -> Result<Box<dyn Stepper>> {
         if !(1..=3).contains(&self.order) {
             return Err(Error::config("sample.order", format!("is {}; this solver has orders 1 to 3", self.order)));
