@@ -102,7 +102,7 @@ fn seeds_give_the_same_pictures_in_any_batch() {
     let config = SampleConfig { steps: 4, cfg: 2.0, guidance_interval: Some([0.2, 0.8]), ..SampleConfig::default() };
     let of = |batch: usize, seeds: &[u64], labels: &[i32]| {
         let mut generator = Generator::new(&device, &network, &process, &weights, batch).unwrap();
-        generator.sample(&config, seeds, Some(labels), &mut |_, _, _, _| {}).unwrap()
+        generator.sample(&config, seeds, Some(labels), None).unwrap()
     };
     let eight = of(4, &[0, 1, 2, 3, 4, 5, 6], &[0, 1, 2, 3, 4, 0, 1]);
     assert_eq!(eight.dims(), [7, 6, 4, 3]);
@@ -204,7 +204,7 @@ fn negative_labels_and_guides_have_conditions_of_their_own() {
     let labels = [1, 4];
     let run = |g: &mut Generator, c: &SampleConfig, labels: &[i32; 2], negative: Option<i32>| {
         let request = Request { seeds: &[7, 8], labels: Some(labels), negative, edit: None };
-        g.run(c, &request, &mut |_, _, _, _| {}).unwrap().to_f32_vec()
+        g.run(c, &request, None).unwrap().to_f32_vec()
     };
     let cfg = config(2.0, GuidanceKind::Cfg);
     let mut plain = generator(&own);
@@ -218,7 +218,7 @@ fn negative_labels_and_guides_have_conditions_of_their_own() {
     }
 
     let auto = config(2.0, GuidanceKind::Autoguidance);
-    let e = plain.sample(&auto, &[7], Some(&[1]), &mut |_, _, _, _| {}).unwrap_err().to_string();
+    let e = plain.sample(&auto, &[7], Some(&[1]), None).unwrap_err().to_string();
     assert!(e.starts_with("sample.guidance") && e.contains("--guide"), "{e}");
     let mut itself = generator(&own).with_guide(generator(&own)).unwrap();
     for (a, b) in run(&mut itself, &auto, &[2, 2], None).iter().zip(&free) {
@@ -271,7 +271,7 @@ fn edits_keep_what_they_should() {
     let mut run = |strength: f64, keep: Option<&[bool]>, seeds: &[u64]| {
         let edit = Edit { init: &init, strength, keep, repaint: Repaint { times: 2, jump: 2 } };
         let request = Request { seeds, edit: Some(edit), ..Request::default() };
-        generator.run(&config, &request, &mut |_, _, _, _| {}).unwrap().to_f32_vec()
+        generator.run(&config, &request, None).unwrap().to_f32_vec()
     };
     let distance = |x: &[f32]| x.iter().zip(&init).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     let (near, far) = (distance(&run(0.1, None, &[1])), distance(&run(1.0, None, &[1])));
@@ -292,7 +292,7 @@ fn requests_that_make_no_sense_are_refused() {
     let weights = weights(&network.specs().unwrap());
     let mut generator = Generator::new(&Device::cpu(), &network, &process, &weights, 2).unwrap();
     let mut refused = |config: SampleConfig, seeds: &[u64], labels: &[i32]| {
-        generator.sample(&config, seeds, Some(labels), &mut |_, _, _, _| {}).unwrap_err().to_string()
+        generator.sample(&config, seeds, Some(labels), None).unwrap_err().to_string()
     };
     let e = refused(SampleConfig::default(), &[1], &[7]);
     assert!(e.contains("class 7") && e.contains('5'), "{e}");

@@ -364,7 +364,7 @@ fn impossible_forcing_says_why() {
     let request = Request { seeds: &[0, 1], ..Request::default() };
     let sampled = |network: &Network, process: &Process, request: &Request<'_>| {
         let mut generator = Generator::new(&Device::cpu(), network, process, &weights(network), 2).unwrap();
-        generator.run(&config, request, &mut |_, _, _, _| {}).map(|a| a.dims().to_vec()).map_err(|e| e.to_string())
+        generator.run(&config, request, None).map(|a| a.dims().to_vec()).map_err(|e| e.to_string())
     };
     let e = sampled(&mlp, &process("preset = \"edm\""), &request).unwrap_err();
     assert!(e.starts_with("sample.forcing") && e.contains("whole sample"), "{e}");

@@ -123,7 +123,7 @@ fn generators_solve_by_name() {
         let mut generator = Generator::new(&Device::cpu(), &network, &p, &weights, batch).unwrap();
         let edit = Edit { init: &picture, strength, keep, repaint: Repaint::NONE };
         let request = Request { seeds, edit: Some(edit), ..Request::default() };
-        generator.run(&config(text), &request, &mut |_, _, _, _| {}).map(|a| a.to_f32_vec()).map_err(|e| e.to_string())
+        generator.run(&config(text), &request, None).map(|a| a.to_f32_vec()).map_err(|e| e.to_string())
     };
     for (_, name, keys, _) in INVERSES {
         let particles = if keys.contains(&"particles") { 3 } else { 1 };

@@ -165,6 +165,15 @@ impl Device {
         }
     }
 
+    /// How often work, uploads too large to go with it, or downloads were handed to a GPU's queue since it was opened; 0 on
+    /// the cpu, which has none.
+    pub fn submissions(&self) -> u64 {
+        match &self.inner {
+            Inner::Cpu(_) => 0,
+            Inner::Gpu(gpu) => gpu.submissions(),
+        }
+    }
+
     /// A copy of a host array.
     pub fn upload(&self, array: &Array) -> Result<Buffer> {
         Ok(self.upload_all(std::slice::from_ref(array))?.remove(0))

@@ -156,6 +156,30 @@ impl Bound {
         }
     }
 
+    /// Runs programs of one device one after another. Beside a run each, a GPU gets them in fewer submissions: as much work
+    /// at once as it can do before its driver would take it for hung.
+    ///
+    /// # Errors
+    /// Those of the runs, and if the programs are of different devices.
+    pub fn run_all(bounds: &[&Bound]) -> Result<()> {
+        let mut of_gpu = Vec::with_capacity(bounds.len());
+        for bound in bounds {
+            let (first, own) = (&bounds[0].program, &bound.program);
+            if !own.device.same(&first.device) {
+                return Err(Error::DeviceMismatch {
+                    what: format!("program `{}`, which is to run with `{}`,", own.exec.name, first.exec.name),
+                    buffer: own.device.name().to_string(),
+                    device: first.device.name().to_string(),
+                });
+            }
+            match &bound.loaded {
+                LoadedBound::Cpu(_) => bound.run()?,
+                LoadedBound::Gpu(gpu) => of_gpu.push(gpu),
+            }
+        }
+        Ok(GpuBound::run_all(&of_gpu)?)
+    }
+
     /// [`Bound::run`] as one of the devices of the program's mesh. `None`: the company has stopped it.
     pub(crate) fn run_with(&self, company: &mut dyn Company) -> Result<Option<()>> {
         match &self.loaded {

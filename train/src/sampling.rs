@@ -69,7 +69,7 @@ pub fn run(
     trajectory: Option<&mut Trajectory>,
 ) -> Result<Array> {
     let Some(trajectory) = trajectory else {
-        return Ok(generator.run(config, request, &mut |_, _, _, _| {})?);
+        return Ok(generator.run(config, request, None)?);
     };
     let mut observe = |_: usize, step: usize, _: &dnx_models::process::Level<f64>, x: &[f64]| {
         if trajectory.frames.len() <= step {
@@ -77,7 +77,7 @@ pub fn run(
         }
         trajectory.frames[step].extend(x.iter().map(|&v| v as f32));
     };
-    let last = generator.run(config, request, &mut observe)?;
+    let last = generator.run(config, request, Some(&mut observe))?;
     trajectory.frames.retain(|frame| frame.len() == last.elems());
     Ok(last)
 }

@@ -1,107 +1,32 @@
 //! The network of a sampler, compiled once for a device.
 
+use super::play::{Look, Make, Reel};
+use super::programs::{evaluation_program, jvp_program, vjp_program};
+use super::sheet::Sheet;
 use super::{
-    Branch, Denoiser, Flow, Forcing, Grid, GuidanceKind, Inverse, Known, Model, NetworkCall, Noise, Repaint,
-    SampleConfig, SampleNoise, Sampler, SamplerKind, Speculated, forced, inpaint, log_likelihood, noised, sample,
+    Conditioned, Denoiser, Flow, Forcing, Grid, GuidanceKind, Inverse, Known, Noise, Recording, Repaint, SampleConfig,
+    SampleNoise, Sampler, SamplerKind, Speculated, forced, inpaint, log_likelihood, marginal_std, noised, sample,
     sample_from, speculate,
 };
-use crate::network::{Inputs, Network};
-use crate::params::{ParamSpec, Params};
+use crate::network::Network;
 use crate::process::{Level, Process, Variance};
-use crate::step::Port;
 use crate::{Error, Result};
 use dnx_codegen::{Precision, compile};
-use dnx_ir::{Array, DType, Func, Graph, Tensor, Type};
+use dnx_ir::{Array, Type};
 use dnx_runtime::{Bound, Buffer, Device};
-use std::sync::Arc;
-
-/// The network as a function of weights and one call.
-#[derive(Clone, Debug)]
-pub struct ForwardProgram {
-    /// Inputs: all parameters in the network's order, then `inputs`. The first result is like `x`, or twice as long.
-    pub func: Func,
-    /// The parameters.
-    pub params: Vec<ParamSpec>,
-    /// `x` `[B, ..]`, `time` `[B]`, `sigma` `[B]`, `label` `i32[B]` if the network is conditional, `second` `[B]` if it
-    /// takes two times, and `contrast` `i32[B]` if the program has two branches; a derivative's direction last.
-    pub inputs: Vec<Port>,
-}
-
-/// Builds the network for a batch. A guided program evaluates it under `label` and under `contrast` as one batch of
-/// twice the size, and gives `[2 B, ..]`: what is made of the two is the [`super::Guidance`]'s.
-///
-/// # Errors
-/// If guidance is asked of a network without classes.
-pub fn forward_program(network: &Network, batch: usize, guided: bool) -> Result<ForwardProgram> {
-    evaluation_program(network, batch, guided, false)
-}
-
-/// [`forward_program`], with the network's variances as a second result if they are wanted.
-fn evaluation_program(network: &Network, batch: usize, guided: bool, variances: bool) -> Result<ForwardProgram> {
-    let classes = network.classes();
-    if guided && classes == 0 {
-        return Err(Error::config("sample.cfg", "guidance needs a network with classes; model.classes is 0"));
-    }
-    let g = Graph::new("forward");
-    let params = network.specs()?;
-    let declared = Params::declare(&g, &params);
-    let inputs = Inputs::declare(&g, batch, network)?;
-    let root = declared.root();
-    let outputs = match inputs.label {
-        Some(label) if guided => {
-            let contrast = g.param("contrast", Type::new(DType::I32, [batch]));
-            let twice = |t| g.concat(&[t, t], 0);
-            let both = Inputs {
-                x: twice(inputs.x),
-                time: twice(inputs.time),
-                sigma: twice(inputs.sigma),
-                label: Some(g.concat(&[label, contrast], 0)),
-                second: inputs.second.map(twice),
-            };
-            network.evaluate(&root, both, None)
-        }
-        _ => network.evaluate(&root, inputs, None),
-    };
-    let mut results = vec![outputs.prediction];
-    results.extend(outputs.variance.filter(|_| variances));
-    Ok(program(g.finish(&results)?, params))
-}
-
-fn program(func: Func, params: Vec<ParamSpec>) -> ForwardProgram {
-    let inputs = func.params[params.len()..]
-        .iter()
-        .map(|p| Port { name: p.name.to_string(), ty: func.ty(p.value).clone() })
-        .collect();
-    ForwardProgram { func, params, inputs }
-}
-
-/// The output and its derivative along a direction of `x`, which is the last input.
-pub fn jvp_program(network: &Network, batch: usize) -> Result<ForwardProgram> {
-    let ForwardProgram { func, params, .. } = forward_program(network, batch, false)?;
-    let derived = dnx_autodiff::jvp(&func, &[params.len()])?;
-    Ok(program(derived, params))
-}
-
-/// The transposed derivative of the output by `x`, applied to a cotangent, which is the last input.
-pub fn vjp_program(network: &Network, batch: usize) -> Result<ForwardProgram> {
-    let ForwardProgram { func, params, .. } = forward_program(network, batch, false)?;
-    let func = Arc::new(func);
-    let g = Graph::new("along");
-    let args: Vec<Tensor> = func.params.iter().map(|p| g.param(&p.name, func.ty(p.value).clone())).collect();
-    let cotangent = g.param("cotangent", func.ty(func.results[0]).clone());
-    let output = g.call(&func, &args)[0];
-    let along = g.finish(&[(output * cotangent).sum_all()])?;
-    Ok(program(dnx_autodiff::grad(&along, &[params.len()])?, params))
-}
 
 /// The programs of a generator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     Plain,
     Guided,
     Jvp,
     Vjp,
 }
+
+/// Sees the states of a batch: the index of its first seed, the step, the level and the states. Step 0 is that of the
+/// first state.
+pub type Observe<'a> = dyn FnMut(usize, usize, &Level<f64>, &[f64]) + 'a;
 
 /// What is asked of a generator.
 #[derive(Clone, Copy, Debug, Default)]
@@ -129,18 +54,35 @@ pub struct Edit<'a> {
     pub repaint: Repaint,
 }
 
+impl Edit<'_> {
+    /// The sample, once for each of a batch.
+    fn data(&self, batch: usize) -> Vec<f64> {
+        self.init.iter().map(|&v| f64::from(v)).collect::<Vec<_>>().repeat(batch)
+    }
+
+    /// The first states of a batch.
+    fn start(&self, batch: usize, first: &Level<f64>, noise: &mut dyn Noise) -> Vec<f64> {
+        noised(&self.data(batch), first, noise)
+    }
+}
+
 /// A network with weights on a device, drawing samples in batches of one size.
 pub struct Generator {
     device: Device,
-    network: Network,
+    pub(super) network: Network,
     process: Process,
     weights: Vec<Buffer>,
-    batch: usize,
+    pub(super) batch: usize,
     dims: Vec<usize>,
     precision: Precision,
     programs: Vec<(Form, Bound)>,
+    /// Those of recordings, the last used at the end.
+    reels: Vec<Reel>,
     guide: Option<Box<Generator>>,
 }
+
+/// Reels that are kept: one for pictures in training, and one for what they are measured by.
+const REELS: usize = 2;
 
 impl Generator {
     /// A generator with these weights (all parameters, in the network's order) that evaluates `batch` samples at
@@ -174,13 +116,14 @@ impl Generator {
             dims,
             precision: Precision::F32,
             programs: vec![],
+            reels: vec![],
             guide: None,
         })
     }
 
     /// The same generator with the network evaluated at this precision; states and noise stay `f32`.
     pub fn with_precision(self, precision: Precision) -> Generator {
-        Generator { precision, programs: vec![], ..self }
+        Generator { precision, programs: vec![], reels: vec![], ..self }
     }
 
     /// With a second network as the contrast of autoguidance. It is conditioned on the same labels if it has
@@ -206,18 +149,22 @@ impl Generator {
         config: &SampleConfig,
         seeds: &[u64],
         labels: Option<&[i32]>,
-        observe: &mut dyn FnMut(usize, usize, &Level<f64>, &[f64]),
+        observe: Option<&mut Observe<'_>>,
     ) -> Result<Array> {
         self.run(config, &Request { seeds, labels, ..Request::default() }, observe)
     }
 
-    /// What is requested, `[seeds, ..dims]`. `observe` sees each batch's states: the index of its first seed, the
-    /// step, the level and the states.
+    /// What is requested, `[seeds, ..dims]`. States are brought to the host after every step only if there is an
+    /// `observe` to see them.
+    ///
+    /// # Errors
+    /// Names the key of the configuration, or the part of the request, that this network does not serve; the device's
+    /// errors; a state that is no longer finite, with the step that made it so.
     pub fn run(
         &mut self,
         config: &SampleConfig,
         request: &Request<'_>,
-        observe: &mut dyn FnMut(usize, usize, &Level<f64>, &[f64]),
+        mut observe: Option<&mut Observe<'_>>,
     ) -> Result<Array> {
         let process = self.process.clone();
         let sampler = config.sampler(&process)?;
@@ -226,7 +173,7 @@ impl Generator {
         let grid = edit.map_or(Ok(grid.clone()), |e| grid.tail(e.strength))?;
         if config.sampler == SamplerKind::MeanFlow && !self.network.second_time() {
             let message =
-                "mean_flow jumps with a network of two times; this one takes one (process.preset = \"meanflow\")";
+                "mean_flow jumps with a network of two times; this one takes one (process.preset = \"mean_flow\")";
             return Err(Error::config("sample.sampler", message));
         }
         let forcing = self.forcing(config, &process)?;
@@ -271,6 +218,9 @@ impl Generator {
             return Err(Error::Domain(format!("a batch of {own} is not the {particles} particles of one sample")));
         }
         let at_once = self.batch / particles;
+        let alone = config.forcing.is_none() && inverse.is_none() && edit.is_none_or(|e| e.keep.is_none());
+        let sheet = if alone { self.sheet(config, &*sampler, &process, &grid)? } else { None };
+        let seen = observe.is_some();
         let mut batches = || -> Result<()> {
             for first in (0..seeds.len()).step_by(at_once) {
                 let count = at_once.min(seeds.len() - first);
@@ -281,6 +231,23 @@ impl Generator {
                     (0..self.batch).map(|i| seeds[at(i)].wrapping_add(((i % particles) as u64) << 48)).collect();
                 let batch_labels: Vec<i32> = (0..self.batch).map(|i| labels[at(i)]).collect();
                 let dims = self.dims.clone();
+                if let Some((recording, sheet)) = &sheet {
+                    let mut look = |step: usize, level: &Level<f64>, x: &[f64]| {
+                        if let Some(observe) = &mut observe {
+                            observe(first, step, level, &x[..count * elems]);
+                        }
+                    };
+                    let look: Option<&mut Look<'_>> = if seen { Some(&mut look) } else { None };
+                    let noise = &mut SampleNoise::new(&batch_seeds, elems);
+                    let labels = [&batch_labels[..], &vec![contrast; self.batch]];
+                    let x = self.played(recording, sheet, labels, edit, noise, look)?;
+                    // What is not finite is made again by the host, which sees where it goes wrong.
+                    if x.iter().all(|x| x.is_finite()) {
+                        out.extend(x[..count * each].iter().map(|&v| v as f32));
+                        continue;
+                    }
+                    observe = None;
+                }
                 let mut noise = SampleNoise::new(&batch_seeds, elems);
                 let model = self.conditioned(&batch_labels, contrast);
                 let mut denoiser =
@@ -293,7 +260,9 @@ impl Generator {
                 }
                 let noise: &mut dyn Noise = &mut noise;
                 let observe = &mut |step: usize, level: &Level<f64>, x: &[f64]| {
-                    observe(first, step, level, &x[..count * elems]);
+                    if let Some(observe) = &mut observe {
+                        observe(first, step, level, &x[..count * elems]);
+                    }
                 };
                 let x = match (edit, &measurement, &forcing, sampler.law()) {
                     (_, Some((inverse, y)), ..) => {
@@ -313,6 +282,74 @@ impl Generator {
         self.guide = guide;
         done?;
         Ok(Array::f32(dims, &out))
+    }
+
+    /// The recording of a run of the network alone, if the sampler can be recorded and nothing else makes the steps: no
+    /// bound of the data and no second network. Its programs are made.
+    fn sheet(
+        &mut self,
+        config: &SampleConfig,
+        sampler: &dyn Sampler,
+        process: &Process,
+        grid: &Grid,
+    ) -> Result<Option<(Recording, Sheet)>> {
+        let second = config.guidance == GuidanceKind::Autoguidance && config.cfg != 1.0;
+        if second || config.clip().is_some() {
+            return Ok(None);
+        }
+        let guidance = config.guidance();
+        let Some(recording) = Recording::of(sampler, process, grid, &guidance)? else { return Ok(None) };
+        let sheet = Sheet::of(&recording);
+        match self.reels.iter().position(|reel| reel.fits(sheet.shape, &guidance)) {
+            Some(at) => self.reels[at..].rotate_left(1),
+            None => {
+                self.check_weights(self.network.specs()?.len())?;
+                let make = Make {
+                    device: self.device.clone(),
+                    network: self.network.clone(),
+                    weights: self.weights.clone(),
+                    dims: self.dims.clone(),
+                    precision: self.precision,
+                    guidance,
+                };
+                let reel = Reel::new(make, sheet.shape)?;
+                if self.reels.len() == REELS {
+                    self.reels.remove(0);
+                }
+                self.reels.push(reel);
+            }
+        }
+        self.reels.last_mut().expect("one was put there").load(&sheet)?;
+        Ok(Some((recording, sheet)))
+    }
+
+    /// A batch by the recording that was made last.
+    fn played(
+        &mut self,
+        recording: &Recording,
+        sheet: &Sheet,
+        labels: [&[i32]; 2],
+        edit: Option<Edit<'_>>,
+        noise: &mut dyn Noise,
+        look: Option<&mut Look<'_>>,
+    ) -> Result<Vec<f64>> {
+        let first = &recording.levels[0];
+        let start = match edit {
+            Some(edit) => edit.start(self.batch, first, noise),
+            None => {
+                let std = marginal_std(&self.process, first);
+                noise.draw().iter().map(|z| std * z).collect()
+            }
+        };
+        let reel = self.reels.last_mut().expect("the recording has one");
+        reel.play(sheet, &recording.levels, labels, &start, noise, look)
+    }
+
+    fn check_weights(&self, want: usize) -> Result<()> {
+        match self.weights.len() {
+            got if got == want => Ok(()),
+            got => Err(Error::Device(format!("the network has {want} tensors, {got} were given"))),
+        }
     }
 
     /// What is requested, drawn by drafting windows of steps and verifying each by one evaluation ([`speculate`]):
@@ -464,7 +501,7 @@ impl Generator {
     }
 
     /// Runs a program on inputs that follow the weights.
-    fn execute(&mut self, form: Form, inputs: &[Array]) -> Result<Vec<Array>> {
+    pub(super) fn execute(&mut self, form: Form, inputs: &[Array]) -> Result<Vec<Array>> {
         let at = match self.programs.iter().position(|(f, _)| *f == form) {
             Some(at) => at,
             None => {
@@ -489,10 +526,7 @@ impl Generator {
             Form::Jvp => jvp_program(&self.network, self.batch)?,
             Form::Vjp => vjp_program(&self.network, self.batch)?,
         };
-        if program.params.len() != self.weights.len() {
-            let (want, got) = (program.params.len(), self.weights.len());
-            return Err(Error::Device(format!("the network has {want} tensors, {got} were given")));
-        }
+        self.check_weights(program.params.len())?;
         let options = self.device.options().with_precision(self.precision);
         let compiled = compile(&program.func, &options).map_err(failed)?;
         let loaded = self.device.load(compiled.exec).map_err(failed)?;
@@ -513,93 +547,13 @@ fn edited(
     noise: &mut dyn Noise,
     observe: &mut dyn FnMut(usize, &Level<f64>, &[f64]),
 ) -> Result<Vec<f64>> {
-    let data: Vec<f64> = edit.init.iter().map(|&v| v as f64).collect::<Vec<_>>().repeat(batch);
-    let start = noised(&data, &grid.levels[0], noise);
+    let start = edit.start(batch, &grid.levels[0], noise);
     match edit.keep {
         None => sample_from(start, sampler, denoiser, grid, noise, observe),
         Some(keep) => {
-            let known = Known { data, mask: keep.repeat(batch) };
+            let known = Known { data: edit.data(batch), mask: keep.repeat(batch) };
             inpaint(start, sampler, denoiser, grid, noise, &known, edit.repaint, observe)
         }
-    }
-}
-
-/// A generator's network with the labels of a batch: the [`Model`] that a [`Denoiser`] evaluates.
-pub struct Conditioned<'a> {
-    generator: &'a mut Generator,
-    labels: &'a [i32],
-    contrast: i32,
-}
-
-impl Conditioned<'_> {
-    /// The inputs of a call under these branches.
-    fn inputs(&self, call: &NetworkCall<'_>) -> Result<Vec<Array>> {
-        let batch = self.generator.batch;
-        let dims: Vec<usize> = std::iter::once(batch).chain(self.generator.network.tokens()).collect();
-        // One level of a sample is that of all its tokens.
-        let (wanted, given) = (dims.iter().product::<usize>(), call.levels.len());
-        if given != batch && given != wanted {
-            return Err(Error::Domain(format!("{given} noise levels, where the network takes {wanted}")));
-        }
-        let copies = wanted / given;
-        let each = |v: &[f64]| {
-            let all: Vec<f32> = v.iter().flat_map(|&v| std::iter::repeat_n(v as f32, copies)).collect();
-            Array::f32(dims.clone(), &all)
-        };
-        let sigmas: Vec<f64> = call.levels.iter().map(|l| l.sigma).collect();
-        let mut inputs = vec![call.x.clone(), each(call.times), each(&sigmas)];
-        let mut labels = call.branches.iter().filter_map(|&b| self.label(b));
-        inputs.extend(labels.next());
-        inputs.extend(self.generator.network.second_time().then(|| each(call.seconds)));
-        inputs.extend(labels);
-        Ok(inputs)
-    }
-
-    /// The labels of a branch, if the network is conditional.
-    fn label(&self, branch: Branch) -> Option<Array> {
-        let batch = self.generator.batch;
-        (self.generator.network.classes() > 0).then(|| match branch {
-            Branch::Conditional => Array::i32([batch], self.labels),
-            Branch::Contrast => Array::i32([batch], &vec![self.contrast; batch]),
-        })
-    }
-
-    fn single(&self, call: &NetworkCall<'_>) -> Result<Vec<Array>> {
-        let [_] = call.branches else {
-            return Err(Error::Domain(format!("a derivative is of one branch, not of {}", call.branches.len())));
-        };
-        self.inputs(call)
-    }
-}
-
-impl Model for Conditioned<'_> {
-    fn forward(&mut self, call: &NetworkCall<'_>) -> Result<Array> {
-        Ok(self.forward_ranges(call)?.0)
-    }
-
-    fn forward_ranges(&mut self, call: &NetworkCall<'_>) -> Result<(Array, Option<Array>)> {
-        let form = match call.branches {
-            [_] => Form::Plain,
-            [Branch::Conditional, Branch::Contrast] => Form::Guided,
-            other => return Err(Error::Domain(format!("a network is not evaluated under {other:?}"))),
-        };
-        let mut results = self.generator.execute(form, &self.inputs(call)?)?.into_iter();
-        let output = results.next().ok_or_else(|| Error::Device("the network gave nothing".into()))?;
-        Ok((output, results.next()))
-    }
-
-    fn jvp(&mut self, call: &NetworkCall<'_>, tangent: &Array) -> Result<(Array, Array)> {
-        let mut inputs = self.single(call)?;
-        inputs.push(tangent.clone());
-        let mut results = self.generator.execute(Form::Jvp, &inputs)?;
-        let moved = results.swap_remove(1);
-        Ok((results.swap_remove(0), moved))
-    }
-
-    fn vjp(&mut self, call: &NetworkCall<'_>, cotangent: &Array) -> Result<Array> {
-        let mut inputs = self.single(call)?;
-        inputs.push(cotangent.clone());
-        Ok(self.generator.execute(Form::Vjp, &inputs)?.swap_remove(0))
     }
 }
 

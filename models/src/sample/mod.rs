@@ -4,16 +4,18 @@
 //! needs (the history of a multistep solver, the step size of an adaptive one) and makes one [`Step`] from a level
 //! to the next. [`sample`] drives it over a grid. It asks a [`Denoiser`] what data and noise a state consists of, so
 //! any network is sampled by any sampler: the process turns the network's output into that estimate. The network is
-//! compiled once; the steps are host arithmetic.
+//! compiled once.
 //!
-//! States are `f64` on the host and rounded to `f32` for the network alone: from sigma 80 to 0.002 an `f32` state
-//! would keep three digits of what the last steps add, and the host's part is small beside the network's.
+//! Written like this, the steps are host arithmetic: states are `f64` and rounded to `f32` for the network alone, since
+//! from sigma 80 to 0.002 an `f32` state would keep three digits of what the last steps add. Of most samplers a
+//! [`Generator`] has the steps made by the device ([`Recording`]), with states that are sums of two `f32`.
 //!
 //! The noise of each sample is a function of that sample's own seed ([`SampleNoise`]), and all steps act on each
 //! sample alone, so a seed gives the same picture whatever batch it is drawn in.
 
 mod ays;
 mod chart;
+mod conditioned;
 mod config;
 mod corrector;
 mod denoise;
@@ -32,11 +34,14 @@ mod likelihood;
 mod multistep;
 mod names;
 mod noise;
+mod play;
 mod posterior;
+mod programs;
 mod quantile;
 mod record;
 mod resample;
 mod runge_kutta;
+mod sheet;
 mod smc;
 mod speculative;
 mod steer;
@@ -44,13 +49,14 @@ mod stochastic;
 mod unipc;
 
 pub use chart::{is_pure_noise, level_at_ratio, ratio};
+pub use conditioned::Conditioned;
 pub use config::SampleConfig;
 pub use corrector::PredictorCorrector;
 pub use denoise::{Branch, Denoiser, Estimate, Model, NetworkCall};
 pub use exponential::{Correction, DpmSde, DpmSolver, Form, History};
 pub use flow_map::{Lcm, MeanFlow, Renoise, Tcd, invert};
 pub use forcing::{Forcing, forced};
-pub use generator::{Conditioned, Edit, ForwardProgram, Generator, Request, forward_program, jvp_program, vjp_program};
+pub use generator::{Edit, Generator, Observe, Request};
 pub use grid::{FinalLevel, Grid, GridKind, Spacing, dynamic_shift};
 pub use guidance::{Guidance, GuidanceKind};
 pub use inpaint::{Dps, Known, Repaint, inpaint, noised};
@@ -63,6 +69,7 @@ pub use multistep::{Multistep, Rule};
 pub use names::{GRIDS, SAMPLERS, SamplerInfo, SamplerKind};
 pub use noise::{Noise, SampleNoise};
 pub use posterior::{Ddim, Ddpm, PosteriorVariance};
+pub use programs::{ForwardProgram, forward_program, jvp_program, vjp_program};
 pub use record::{Evaluation, MOST_SLOTS, Recording, Sum, Term};
 pub use resample::{Resampling, Uniforms};
 pub use runge_kutta::{Adaptive, Euler, Heun, RungeKutta, Tableau};

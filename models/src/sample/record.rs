@@ -307,8 +307,9 @@ impl Walked {
     }
 }
 
-/// When an array is written and when it is read for the last time. Time runs in halves of an evaluation: at `2 e` the
-/// sums of evaluation `e` are made, at `2 e + 1` its output is there.
+/// When an array is written and when it is read for the last time. Time runs in quarters of an evaluation: at `4 e` the
+/// update of evaluation `e` is made, at `4 e + 1` the state is kept, at `4 e + 2` it is known what the network sees, and
+/// at `4 e + 3` its output is there.
 #[derive(Clone, Copy)]
 struct Life {
     born: usize,
@@ -337,17 +338,17 @@ impl Places {
 impl Lives {
     fn of(walked: &Walked) -> Lives {
         let count = walked.tape.asked.len();
-        let mut outputs: Vec<Life> = (0..count).map(|e| Life { born: 2 * e + 1, last: 2 * e + 1 }).collect();
+        let mut outputs: Vec<Life> = (0..count).map(|e| Life { born: 4 * e + 3, last: 4 * e + 3 }).collect();
         let mut states = vec![None; walked.updates.len() + 1];
         for at in 0..=count {
-            let update = walked.update(at).map(|(made, of)| (of, made - 1));
-            let input = walked.tape.asked.get(at).map(|a| (&a.input, walked.state_at(at)));
-            for (of, current) in update.into_iter().chain(input) {
+            let update = walked.update(at).map(|(made, of)| (of, made - 1, 4 * at));
+            let input = walked.tape.asked.get(at).map(|a| (&a.input, walked.state_at(at), 4 * at + 2));
+            for (of, current, now) in update.into_iter().chain(input) {
                 for &(basis, _) in of {
                     match basis {
-                        Basis::Output(e) => outputs[e].last = outputs[e].last.max(2 * at),
+                        Basis::Output(e) => outputs[e].last = outputs[e].last.max(now),
                         Basis::State(s) if s != current => {
-                            states[s] = Some(Life { born: 2 * walked.made_at(s), last: 2 * at });
+                            states[s] = Some(Life { born: 4 * walked.made_at(s) + 1, last: now });
                         }
                         Basis::State(_) | Basis::Draw(_) => {}
                     }

@@ -7,6 +7,7 @@ use crate::device::{DeviceInfo, DeviceKind};
 use dnx_codegen::kernel::Tile;
 use dnx_codegen::{GpuClass, GpuLimits};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 /// Runs that may be in flight before the host waits for the oldest.
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     pub(super) pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     fault: Arc<Mutex<Option<GpuError>>>,
     turn: Mutex<Turn>,
+    /// How often something was handed to the queue.
+    submissions: AtomicU64,
     /// Tiles of cooperative matrices that were tried, and whether they are right.
     trials: Mutex<HashMap<Tile, bool>>,
 }
@@ -160,6 +163,7 @@ impl GpuAdapter {
                 pipelines: Mutex::default(),
                 fault,
                 turn: Mutex::default(),
+                submissions: AtomicU64::new(0),
                 trials: Mutex::default(),
             }),
         })
@@ -245,6 +249,11 @@ impl GpuDevice {
         Arc::ptr_eq(&self.shared, &other.shared)
     }
 
+    /// How often something was handed to its queue.
+    pub(crate) fn submissions(&self) -> u64 {
+        self.shared.submissions.load(Ordering::Relaxed)
+    }
+
     /// What to compile for.
     pub(crate) fn limits(&self) -> &GpuLimits {
         &self.shared.limits
@@ -328,6 +337,12 @@ impl Shared {
             Some(lost @ GpuError::Lost { .. }) => Err(lost.clone()),
             _ => Err(GpuError::from_wgpu(what, error)),
         }
+    }
+
+    /// Hands commands to the queue.
+    pub(super) fn submit(&self, commands: impl IntoIterator<Item = wgpu::CommandBuffer>) -> wgpu::SubmissionIndex {
+        self.submissions.fetch_add(1, Ordering::Relaxed);
+        self.queue.submit(commands)
     }
 
     /// Waits until the queue is empty.

@@ -112,7 +112,7 @@ impl Exchanger {
                 }
                 at += padded(src);
             }
-            let index = shared.queue.submit([encoder.finish()]);
+            let index = shared.submit([encoder.finish()]);
             slot.down.slice(..exchange.down()).map_async(wgpu::MapMode::Read, move |result| {
                 mapped.store(result.is_ok(), Ordering::SeqCst);
             });

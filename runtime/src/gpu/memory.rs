@@ -114,7 +114,7 @@ impl GpuMemory {
                 }
                 // Lets go of the staging memory before the next chunk.
                 if bytes.len() as u64 > CHUNK {
-                    shared.queue.submit([]);
+                    shared.submit([]);
                 }
             })?;
             if bytes.len() as u64 > CHUNK {
@@ -163,7 +163,7 @@ impl Staging {
         shared.guarded(&what, || {
             let mut encoder = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(&memory.allocation.buffer, at, &buffer, 0, words);
-            shared.queue.submit([encoder.finish()]);
+            shared.submit([encoder.finish()]);
             buffer.slice(..words).map_async(wgpu::MapMode::Read, move |result| {
                 // The receiver is gone only if this function returned early with another error.
                 let _ = sender.send(result);

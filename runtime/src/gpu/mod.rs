@@ -5,6 +5,7 @@
 //! * [`memory`]: ranges of allocations, and their traffic with the host.
 //! * [`program`]: pipelines, bind groups made once, and the encoding of a run.
 //! * [`exchange`]: what goes to other devices and comes from them, through host memory.
+//! * [`portions`]: how much of it goes to the queue at once.
 //! * [`multi`]: segment tables of `Multi` kernels.
 //! * [`trial`]: whether cooperative matrices give the right numbers.
 //! * [`profile`]: the times of single steps.
@@ -16,6 +17,7 @@ mod error;
 mod exchange;
 mod memory;
 mod multi;
+mod portions;
 mod profile;
 mod program;
 #[cfg(test)]

@@ -78,7 +78,7 @@ impl GpuBound {
                 }
                 encoder.resolve_query_set(&set, 0..queries, &resolved, 0);
                 encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes);
-                (shared.queue.submit([encoder.finish()]), staging)
+                (shared.submit([encoder.finish()]), staging)
             })?;
             staging.map_async(wgpu::MapMode::Read, .., |_| {});
             shared.submitted(&mut turn, index, what)?;

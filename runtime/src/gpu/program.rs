@@ -5,10 +5,11 @@
 //! argument that is only read shares its allocation with one that is written, the shader is compiled with that
 //! binding widened to `read_write`; the bytes themselves must not overlap, which is checked.
 
-use super::device::Shared;
+use super::device::{Shared, Turn};
 use super::exchange::{Exchange, Exchanger, OPEN};
 use super::memory::{Allocation, GpuMemory};
 use super::multi::batches;
+use super::portions::{LEAD, MOST, estimates, portions};
 use super::{GpuDevice, GpuError, Halt};
 use crate::company::{Alone, Company, Seat};
 use dnx_codegen::exec::{BufRef, Executable, KernelEntry, Part, Shader, Step};
@@ -16,9 +17,6 @@ use dnx_codegen::kernel::Access;
 use dnx_codegen::wgsl::widen_access;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
-
-/// Dispatches in one submission: the GPU starts early, and none runs long enough to be taken for hung.
-const DISPATCHES: usize = 64;
 
 /// A compiled shader.
 pub(super) struct Pipeline {
@@ -47,6 +45,8 @@ type Variant = (u32, usize, u64);
 pub(crate) struct GpuBound {
     pub(super) program: Arc<GpuProgram>,
     pub(super) work: Vec<Work>,
+    /// How long each is estimated to take.
+    pub(super) seconds: Vec<f64>,
     /// Host memory of the meetings.
     pub(super) exchanger: Option<Exchanger>,
 }
@@ -67,13 +67,17 @@ impl Work {
             Work::Begin(exchange) | Work::Finish(exchange) => exchange.step,
         }
     }
+
+    /// Whether it needs the host.
+    pub(super) fn is_exchange(&self) -> bool {
+        matches!(self, Work::Begin(_) | Work::Finish(_))
+    }
 }
 
 /// The stretches of work that reach the queue without the host: at most `most` commands, none of them of an exchange;
 /// each begin and finish by itself.
 pub(super) fn stretches(work: &[Work], most: usize) -> impl Iterator<Item = &[Work]> {
-    let is_exchange = |w: &Work| matches!(w, Work::Begin(_) | Work::Finish(_));
-    work.chunk_by(move |a, b| !is_exchange(a) && !is_exchange(b)).flat_map(move |stretch| stretch.chunks(most))
+    work.chunk_by(|a, b| !a.is_exchange() && !b.is_exchange()).flat_map(move |stretch| stretch.chunks(most))
 }
 
 /// A dispatch before its pipeline exists.
@@ -163,7 +167,11 @@ impl GpuProgram {
         });
         let work = work.collect::<Result<Vec<_>, GpuError>>()?;
         let exchanger = Exchanger::new(shared, &work)?;
-        Ok(GpuBound { program: self.clone(), work, exchanger })
+        let steps = estimates(&self.exec, shared.limits.class);
+        // The first command of a step stands for all of it.
+        let first = |at: usize| at == 0 || work[at - 1].step() != work[at].step();
+        let seconds = (0..work.len()).map(|at| if first(at) { steps[work[at].step()] } else { 0.0 }).collect();
+        Ok(GpuBound { program: self.clone(), work, seconds, exchanger })
     }
 
     /// The commands of a step. Copies are already done (`Err`), dispatches still want their pipelines.
@@ -390,6 +398,23 @@ impl GpuBound {
         }
     }
 
+    /// Runs of programs of one device, one after another.
+    ///
+    /// # Errors
+    /// As [`GpuBound::run`].
+    pub(crate) fn run_all(bounds: &[&GpuBound]) -> Result<(), GpuError> {
+        let Some(first) = bounds.first() else { return Ok(()) };
+        // Who meets others does so by itself.
+        if bounds.iter().any(|bound| bound.exchanger.is_some()) {
+            return bounds.iter().try_for_each(|bound| bound.run());
+        }
+        let shared = &first.program.device.shared;
+        let mut turn = shared.turn();
+        shared.check()?;
+        let what = format!("{} runs from program `{}` on", bounds.len(), first.program.exec.name);
+        portions(bounds, MOST).iter().try_for_each(|portion| submit(shared, &mut turn, portion, &what))
+    }
+
     /// [`GpuBound::run`] in company, whom the device meets at each exchange.
     ///
     /// # Errors
@@ -400,24 +425,12 @@ impl GpuBound {
         shared.check()?;
         let what = format!("a run of program `{}`", self.program.exec.name);
         let _guard = self.exchanger.as_ref().map(Exchanger::guard);
-        for stretch in stretches(&self.work, DISPATCHES) {
-            match (stretch, &self.exchanger) {
-                ([Work::Begin(exchange)], Some(exchanger)) => {
-                    exchanger.begin(shared, exchange)?;
-                    continue;
-                }
-                ([Work::Finish(exchange)], Some(exchanger)) => {
-                    exchanger.finish(shared, exchange, company)?;
-                    continue;
-                }
-                _ => {}
+        for portion in portions(&[self], LEAD) {
+            match (&portion[..], &self.exchanger) {
+                ([Work::Begin(exchange)], Some(exchanger)) => exchanger.begin(shared, exchange)?,
+                ([Work::Finish(exchange)], Some(exchanger)) => exchanger.finish(shared, exchange, company)?,
+                (commands, _) => submit(shared, &mut turn, commands, &what)?,
             }
-            let index = shared.guarded(&what, || {
-                let mut encoder = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-                encode(&mut encoder, stretch);
-                shared.queue.submit([encoder.finish()])
-            })?;
-            shared.submitted(&mut turn, index, &what)?;
         }
         if company.wants_the_end() {
             shared.wait(&what)?;
@@ -436,10 +449,20 @@ impl GpuBound {
     }
 }
 
+/// One submission of these commands.
+fn submit(shared: &Shared, turn: &mut Turn, commands: &[&Work], what: &str) -> Result<(), GpuError> {
+    let index = shared.guarded(what, || {
+        let mut encoder = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encode(&mut encoder, commands);
+        shared.submit([encoder.finish()])
+    })?;
+    shared.submitted(turn, index, what)
+}
+
 /// Encodes commands: neighbouring dispatches share a pass, copies stand between passes.
-fn encode(encoder: &mut wgpu::CommandEncoder, work: &[Work]) {
+fn encode(encoder: &mut wgpu::CommandEncoder, work: &[&Work]) {
     let mut rest = work;
-    while let Some(first) = rest.first() {
+    while let Some(&first) = rest.first() {
         if let Work::Copy { src, dst, .. } = first {
             let (from, to) = (&src.allocation.buffer, &dst.allocation.buffer);
             encoder.copy_buffer_to_buffer(from, src.offset, to, dst.offset, src.whole_words());

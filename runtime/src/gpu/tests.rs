@@ -7,6 +7,7 @@ mod matrix;
 
 use super::device::GpuDevice;
 use super::memory::GpuMemory;
+use super::portions::{LEAD, MOST, estimates, portions};
 use super::program::{GpuBound, Work};
 use super::{GpuError, adapters};
 use crate::company::Seat;
@@ -528,25 +529,77 @@ fn multi_over_many_segments() {
     }
 }
 
-#[test]
-fn a_bound_program_runs_again_and_again() {
-    let device = test_device();
+/// A program of many steps, with a copy between ranges of one allocation at its end: what it adds to the third input.
+fn counting(device: &GpuDevice) -> (Vec<GpuMemory>, GpuBound) {
     let kernel = kernels::loop_in_place(65, DType::F32);
     let args = vec![BufRef::Input(0), BufRef::Input(1)];
-    // More steps than one submission takes, with a copy between ranges of one allocation among them.
     let mut steps: Vec<Step> = (0..130)
         .map(|_| Step::Dispatch { kernel: 0, args: args.clone(), scratch: None, loc: "again".into() })
         .collect();
     steps.push(Step::Copy { src: BufRef::Input(0), dst: BufRef::Input(2) });
     let exec = executable(vec![(kernel, *device.limits())], 3, steps);
     let data = vec![bytes(DType::F32, vec![0.0; 65]), bytes(DType::F32, vec![1.0; 65]), vec![0; 65 * 4]];
-    let memory = upload(&device, &data, true);
-    let bound: GpuBound = device.load(&exec, Seat::alone()).unwrap().bind(&memory, &[]).unwrap();
+    let memory = upload(device, &data, true);
+    let bound = device.load(&exec, Seat::alone()).unwrap().bind(&memory, &[]).unwrap();
+    (memory, bound)
+}
+
+#[test]
+fn a_bound_program_runs_again_and_again() {
+    let device = test_device();
+    let (memory, bound) = counting(&device);
     for _ in 0..40 {
         bound.run().unwrap();
     }
     bound.wait().unwrap();
     assert_eq!(values(DType::F32, &device.read(&memory[2]).unwrap()), vec![40.0 * 130.0; 65]);
+}
+
+/// Work goes to the queue in portions of so many seconds, whatever program it is of.
+#[test]
+fn work_is_submitted_in_portions() {
+    let device = GpuDevice::open(Some("llvmpipe")).unwrap();
+    let (memory, mut bound) = counting(&device);
+    // A copy goes by way of other memory: two commands.
+    assert_eq!(bound.work.len(), 132);
+    let submissions = |action: &dyn Fn()| {
+        let before = device.submissions();
+        action();
+        device.submissions() - before
+    };
+    assert_eq!(submissions(&|| bound.run().unwrap()), 1, "so little goes at once");
+    assert_eq!(submissions(&|| GpuBound::run_all(&[&bound; 5]).unwrap()), 1);
+    assert_eq!(submissions(&|| GpuBound::run_all(&[]).unwrap()), 0);
+    // Ten commands of a single run at once, and 150 of several.
+    bound.seconds = vec![LEAD / 10.01; 132];
+    assert_eq!(submissions(&|| bound.run().unwrap()), 14);
+    assert_eq!(portions(&[&bound], LEAD).iter().map(Vec::len).collect::<Vec<_>>(), [vec![10; 13], vec![2]].concat());
+    assert_eq!(submissions(&|| GpuBound::run_all(&[&bound; 2]).unwrap()), (264.0 * LEAD / 10.01 / MOST).ceil() as u64);
+    // What is too much by itself goes alone.
+    bound.seconds[40] = 2.0 * MOST;
+    let parts: Vec<usize> = portions(&[&bound], MOST).iter().map(Vec::len).collect();
+    assert_eq!(parts[..2], [40, 1]);
+    bound.wait().unwrap();
+    assert_eq!(values(DType::F32, &device.read(&memory[2]).unwrap()), vec![9.0 * 130.0; 65]);
+}
+
+/// Estimates grow with the work and are longer for classes whose slowest are slower.
+#[test]
+fn estimates_are_of_the_work_and_the_class() {
+    let exec = executable(vec![(kernels::loop_in_place(1 << 20, DType::F32), GpuLimits::default())], 2, vec![]);
+    let step = |_| Step::Dispatch {
+        kernel: 0,
+        args: vec![BufRef::Input(0), BufRef::Input(1)],
+        scratch: None,
+        loc: "step".into(),
+    };
+    let exec = Executable { steps: (0..3).map(step).collect(), ..(*exec).clone() };
+    let seconds = |class| estimates(&exec, class);
+    let slow = seconds(GpuClass::Intel);
+    assert_eq!(slow.len(), 3);
+    // Two arrays of 4 MiB read and one written, at 5 GB/s.
+    assert!((slow[0] - 3.0 * (4 << 20) as f64 / 5e9).abs() < 1e-4, "{slow:?}");
+    assert!(seconds(GpuClass::Nvidia)[0] < 0.2 * slow[0]);
 }
 
 #[test]
