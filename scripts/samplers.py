@@ -1,7 +1,7 @@
 """Writes models/tests/fixtures/samplers.json: what the schedulers of diffusers make of one start, one law and one
 noise, which models/tests/schedulers.rs holds our samplers to.
 
-    python3 -m venv venv && venv/bin/pip install torch scipy diffusers==0.35.1
+    python3 -m venv venv && venv/bin/pip install torch scipy torchsde diffusers==0.35.1
     venv/bin/python scripts/samplers.py
 
 The network is the exact denoiser of a mixture of two Gaussians. Noise is drawn here and recorded; schedulers get it
@@ -50,6 +50,25 @@ class Draws:
         module = importlib.import_module(type(scheduler).__module__)
         if hasattr(module, "randn_tensor"):
             module.randn_tensor = self.next
+        if hasattr(module, "BrownianTreeNoiseSampler"):
+            module.BrownianTreeNoiseSampler = lambda *_, **__: BrownianPath(self)
+
+
+class BrownianPath:
+    """Increments of a Brownian path over sigma, divided by their deviation: first to a point within a step, then over
+    the whole step. What comes after the point is a draw of its own."""
+
+    def __init__(self, draws):
+        self.draws, self.start = draws, None
+
+    def __call__(self, start, end):
+        start, end = float(start), float(end)
+        if start != self.start:
+            self.start, self.point = start, end
+            self.parts = [self.draws.next(), self.draws.next()]
+            return self.parts[0]
+        share = (start - self.point) / (start - end)
+        return math.sqrt(share) * self.parts[0] + math.sqrt(1.0 - share) * self.parts[1]
 
 
 def tensor(x):
@@ -250,6 +269,9 @@ def main():
     by_sigma("lms", 'sampler = "lms"', D.LMSDiscreteScheduler(), 10, True)
     by_sigma("dpm2", 'sampler = "dpm2"', D.KDPM2DiscreteScheduler(), 10, True)
     by_sigma("dpm2_ancestral", 'sampler = "dpm2_ancestral"', D.KDPM2AncestralDiscreteScheduler(), 10, True, 2)
+    by_sigma("dpmpp_sde", 'sampler = "dpmpp_sde"', D.DPMSolverSDEScheduler(), 10, True, 11)
+    karras = D.DPMSolverSDEScheduler(use_karras_sigmas=True)
+    by_sigma("dpmpp_sde karras", 'sampler = "dpmpp_sde"', karras, 10, True, 12)
     M, S = D.DPMSolverMultistepScheduler, D.DPMSolverSinglestepScheduler
     for order, name in ((2, "2m"), (3, "3m")):
         for n in (10, 20):
