@@ -18,6 +18,11 @@ use dnx_ir::attention::HIDDEN;
 const SERIAL: u64 = 1 << 18;
 /// Scores of a tile, about: with their tangents they stay in the second cache.
 const SCORES: usize = 32 * 1024;
+/// From one row of a tile of scores to the next: an odd number of cache lines, so that a column's are not in each
+/// other's way.
+fn pitch(keys: usize) -> usize {
+    (keys.div_ceil(16) | 1) * 16
+}
 /// Samples and heads from which on each is one task for the cotangents.
 const MANY: usize = 8;
 
@@ -142,7 +147,7 @@ impl Attend {
             |m: &Option<Matrix>, n: usize| if m.as_ref().is_some_and(Matrix::is_plain) { 0 } else { n * self.head };
         let [q, k, v] = &self.qkv;
         let panels = if product::panels(1) == 0 { 0 } else { product::padded(tall) * self.head };
-        let (scores, (q, k, v)) = (wide * tall, (packed(q, wide), packed(k, tall), packed(v, tall)));
+        let (scores, (q, k, v)) = (wide * pitch(tall), (packed(q, wide), packed(k, tall), packed(v, tall)));
         let sizes = match &self.given {
             Form::Forward => [scores, 0, q, 0, 0, k, v, 0, 0, sum(&self.out.rows, wide), 0, 0, wide, wide, panels, 0],
             Form::Jvp { o, of: [dq, dk, dv], .. } => [
@@ -331,29 +336,34 @@ impl Work<'_> {
         Span { len: end - keys.from, ..keys }
     }
 
-    /// The scores of a tile, in `scores`, a row of keys after another.
+    /// A tile over this many keys, in room of its own.
+    fn tile(&self, ptr: *mut f32, keys: usize) -> Tile {
+        Tile { ptr, row: pitch(keys) as isize, col: 1 }
+    }
+
+    /// The scores of a tile, in `scores`.
     unsafe fn scores(&self, batch: usize, queries: Span, keys: Span, q: Tile, k: Right) {
         let (plan, n) = (self.plan, keys.len);
-        let s = Tile { ptr: self.room.scores, row: n as isize, col: 1 };
+        let s = self.tile(self.room.scores, n);
         unsafe {
             self.product([queries.len, n, plan.head], s, false, q, k);
-            (self.rows.scale)(queries.len * n, s.ptr, plan.scale);
+            (0..queries.len).for_each(|i| (self.rows.scale)(n, s.from(i, 0).ptr, plan.scale));
         }
         if let Some(bias) = &plan.bias {
-            unsafe { self.add_bias(bias, batch, queries, keys, s.ptr) };
+            unsafe { self.add_bias(bias, batch, queries, keys, s) };
         }
         if plan.causal {
             for i in 0..queries.len {
                 let seen = (queries.from + i + 1).saturating_sub(keys.from).min(n);
-                unsafe { std::slice::from_raw_parts_mut(s.ptr.add(i * n + seen), n - seen).fill(HIDDEN as f32) };
+                unsafe { std::slice::from_raw_parts_mut(s.from(i, seen).ptr, n - seen).fill(HIDDEN as f32) };
             }
         }
     }
 
-    unsafe fn add_bias(&self, bias: &Matrix, batch: usize, queries: Span, keys: Span, s: *mut f32) {
+    unsafe fn add_bias(&self, bias: &Matrix, batch: usize, queries: Span, keys: Span, s: Tile) {
         let n = keys.len;
         for i in 0..queries.len {
-            let row = unsafe { s.add(i * n) };
+            let row = s.from(i, 0).ptr;
             let at = queries.from + i;
             if bias.is_plain() {
                 let from = bias.plain(self.args, batch, at, keys.from);
@@ -381,8 +391,9 @@ impl Work<'_> {
                 let v = self.read(&plan.qkv[2], batch, keys, self.room.keys[1]);
                 let k = self.panels(k, keys.len, self.room.panels[0]);
                 self.scores(batch, block, keys, q, k);
+                let p = self.tile(self.room.scores, keys.len);
                 for i in 0..block.len {
-                    let row = self.room.scores.add(i * keys.len);
+                    let row = p.from(i, 0).ptr;
                     let before = if t == 0 { f32::MIN } else { *greatest.add(i) };
                     let now = (self.ops.max)(row, keys.len).max(before);
                     (self.rows.weigh)(keys.len, row, now);
@@ -398,7 +409,6 @@ impl Work<'_> {
                         }
                     }
                 }
-                let p = Tile { ptr: self.room.scores, row: keys.len as isize, col: 1 };
                 self.product([block.len, head, keys.len], o, t > 0, p, self.lines(v));
             }
             for i in 0..block.len {
@@ -423,7 +433,7 @@ impl Work<'_> {
     /// Turns the scores of a tile into weights.
     unsafe fn weights(&self, rows: usize, keys: usize, lse: *const f32) {
         for i in 0..rows {
-            unsafe { (self.rows.weigh)(keys, self.room.scores.add(i * keys), *lse.add(i)) };
+            unsafe { (self.rows.weigh)(keys, self.tile(self.room.scores, keys).from(i, 0).ptr, *lse.add(i)) };
         }
     }
 
@@ -443,8 +453,7 @@ impl Work<'_> {
                 let n = keys.len;
                 let k = self.read(&plan.qkv[1], batch, keys, self.room.keys[0]);
                 let v = self.read(&plan.qkv[2], batch, keys, self.room.keys[1]);
-                let p = Tile { ptr: self.room.scores, row: n as isize, col: 1 };
-                let r = Tile { ptr: self.room.other, ..p };
+                let (p, r) = (self.tile(self.room.scores, n), self.tile(self.room.other, n));
                 let k = self.panels(k, n, self.room.panels[0]);
                 self.scores(batch, block, keys, q, k);
                 self.weights(block.len, n, logs);
@@ -453,13 +462,14 @@ impl Work<'_> {
                     let k = self.read(dk, batch, keys, self.room.keys[2]);
                     self.product([block.len, n, head], r, true, q, self.panels(k, n, self.room.panels[1]));
                 }
-                (self.rows.scale)(block.len * n, r.ptr, plan.scale);
+                (0..block.len).for_each(|i| (self.rows.scale)(n, r.from(i, 0).ptr, plan.scale));
                 if let Some(bias) = bias {
-                    self.add_bias(bias, batch, block, keys, r.ptr);
+                    self.add_bias(bias, batch, block, keys, r);
                 }
                 for i in 0..block.len {
-                    (self.rows.multiply)(n, r.ptr.add(i * n), p.ptr.add(i * n));
-                    *total.add(i) += (self.ops.sum)(r.ptr.add(i * n), n);
+                    let row = r.from(i, 0).ptr;
+                    (self.rows.multiply)(n, row, p.from(i, 0).ptr);
+                    *total.add(i) += (self.ops.sum)(row, n);
                 }
                 self.product([block.len, head, n], out, t > 0, r, self.lines(v));
                 if !dv.is_zero() {
@@ -506,8 +516,7 @@ impl Work<'_> {
                 let mut begun = false;
                 let k = self.read(&plan.qkv[1], batch, keys, self.room.keys[0]);
                 let v = self.read(&plan.qkv[2], batch, keys, self.room.keys[1]);
-                let p = Tile { ptr: self.room.scores, row: n as isize, col: 1 };
-                let ds = Tile { ptr: self.room.other, ..p };
+                let (p, ds) = (self.tile(self.room.scores, n), self.tile(self.room.other, n));
                 let k_turned = self.panels(k, n, self.room.panels[0]);
                 let v_turned = self.panels(v, n, self.room.panels[1]);
                 for block in spans(queries, plan.tile.0) {
@@ -521,9 +530,9 @@ impl Work<'_> {
                     self.weights(m, n, logs.add(at));
                     self.product([m, n, head], ds, false, ct, v_turned);
                     for i in 0..m {
-                        (self.rows.centre)(n, ds.ptr.add(i * n), p.ptr.add(i * n), *row.add(at + i));
+                        (self.rows.centre)(n, ds.from(i, 0).ptr, p.from(i, 0).ptr, *row.add(at + i));
+                        (self.rows.scale)(n, ds.from(i, 0).ptr, plan.scale);
                     }
-                    (self.rows.scale)(m * n, ds.ptr, plan.scale);
                     if of_keys {
                         self.product([n, head, m], dv, begun, p.turned(), self.lines(ct));
                         self.product([n, head, m], dk, begun, ds.turned(), self.lines(q));

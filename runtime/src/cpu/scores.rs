@@ -116,7 +116,14 @@ unsafe fn dot(n: usize, x: *const f32, y: *const f32) -> f32 {
             sums[i] += x[i] * y[i];
         }
     }
-    sums.iter().fold(rest, |sum, x| sum + x)
+    let mut width = 16;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+    }
+    sums[0] + rest
 }
 
 #[cfg(test)]

@@ -69,7 +69,8 @@ impl Cut {
         let most = micro.rows.len();
         let each = match vectors {
             v if v <= most => v,
-            _ => [3, 4].into_iter().find(|&v| v <= most && vectors.is_multiple_of(v)).unwrap_or(most.min(3)),
+            v if v <= 16 => [3, 4].into_iter().find(|&e| e <= most && v.is_multiple_of(e)).unwrap_or(most.min(3)),
+            _ => most.min(3),
         };
         Cut { vectors, count: vectors.div_ceil(each), rows: micro.rows[each - 1] }
     }
