@@ -324,6 +324,28 @@ fn updates_of_many_tensors_are_one_step() {
 }
 
 #[test]
+fn sums_over_equal_spaces_are_one_kernel() {
+    // As the norm of all gradients: 18 tensors of one shape, 2 of its transposed, 3 vectors.
+    let dims: Vec<&[usize]> = [&[48, 32][..]; 18].into_iter().chain([&[32, 48][..]; 2]).chain([&[7][..]; 3]).collect();
+    let norm = graph(&dims, |_, x| {
+        let squares = x.iter().map(|&x| (x * x).sum_all());
+        vec![squares.reduce(|a, b| a + b).expect("some").sqrt()]
+    });
+    let c = check(&norm);
+    assert_eq!(kinds(&c), [Kind::Row; 3], "at most 16 at once; vectors apart");
+    let reads = |k: &dnx_codegen::exec::KernelEntry| k.kernel.args.iter().filter(|a| a.elems > 1).count();
+    assert_eq!(c.exec.kernels.iter().map(reads).sum::<usize>(), 23, "each is read once");
+    // A sum that needs another one's result waits for it.
+    let chained = graph(&[&[32, 32], &[32, 32]], |_, x| {
+        let y = x[1].matmul(x[1]) * x[0].sum_all();
+        let z = y.matmul(x[1]);
+        vec![(z * z).sum_all()]
+    });
+    let sums = kinds(&check(&chained)).into_iter().filter(|&k| k == Kind::Row);
+    assert_eq!(sums.count(), 2);
+}
+
+#[test]
 fn a_producer_wanted_twice_is_written_once() {
     let f = graph(&[&[8, 16], &[16, 16]], |_, p| {
         let h = (p[0] * 2.0).exp();

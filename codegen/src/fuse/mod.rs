@@ -502,6 +502,8 @@ impl<'f> Fuser<'f> {
             debug_assert_eq!(board.cycle(), None, "recomputing made a cycle");
             board.merge_siblings();
             debug_assert_eq!(board.cycle(), None, "merging readers made a cycle");
+            board.merge_sums();
+            debug_assert_eq!(board.cycle(), None, "merging sums made a cycle");
         }
         let mut groups: Vec<Group> = std::mem::take(&mut board.groups)
             .into_values()

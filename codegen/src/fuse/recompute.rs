@@ -4,6 +4,9 @@
 //! output of a contraction, a row's mean). Such a value is not written; each kernel that wants it repeats the
 //! pointwise work from the *firm* values: parameters, constants, what contractions, reductions, gathers and random
 //! draws give, values in narrow storage, and whatever must be in memory for another reason. The nodes repeated in a group are its *shadows*.
+//!
+//! Last, kernels that do no more than reduce a tensor to a number run together where their spaces are equal: the norm of
+//! all gradients is one such number for each weight, and launching them would take longer than reading the small ones.
 
 use super::{Draft, Fuser, Work};
 use crate::kernel::Kind;
@@ -13,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Most nodes repeated for one value.
 const MAX_CHAIN: usize = 32;
+/// Most kernels that reduce a tensor to a number in one launch.
+const MAX_SUMS: usize = 16;
 
 /// A group whose work is known.
 #[derive(Clone, Debug)]
@@ -248,11 +253,7 @@ impl<'a, 'f> Board<'a, 'f> {
                                 merged.work.name(),
                                 v.0
                             ));
-                            for m in &merged.draft.members {
-                                self.fuser.group_of[m.index()] = b;
-                            }
-                            self.groups.remove(&a);
-                            self.groups.insert(b, merged);
+                            self.join(a, b, merged);
                             moved.insert(a, b);
                         }
                         Err(Refusal(why)) => {
@@ -267,7 +268,68 @@ impl<'a, 'f> Board<'a, 'f> {
         }
     }
 
+    /// Merges kernels that reduce tensors of one shape to a number each.
+    pub fn merge_sums(&mut self) {
+        let mut alike: BTreeMap<(bool, u32, Vec<usize>), Vec<usize>> = BTreeMap::new();
+        for (&g, ready) in &self.groups {
+            let Work::Kernel(lowered) = &ready.work else { continue };
+            let kernel = &lowered.kernel;
+            let numbers = ready.outputs.iter().all(|&v| self.fuser.cx.func.ty(v).elems() == 1);
+            if numbers && matches!(kernel.kind, Kind::Row | Kind::Column) {
+                let space = kernel.dims.iter().map(|d| d.size).collect();
+                alike.entry((kernel.kind == Kind::Row, ready.draft.depth, space)).or_default().push(g);
+            }
+        }
+        for groups in alike.into_values() {
+            // Tensors of other dims may number as many: each sum goes to the first that it runs with.
+            let mut open: Vec<usize> = vec![];
+            for g in groups {
+                let mut home = None;
+                for (i, &into) in open.iter().enumerate() {
+                    if self.groups[&into].outputs.len() >= MAX_SUMS {
+                        continue;
+                    }
+                    match self.try_union(into, g) {
+                        Ok(merged) => {
+                            self.fuser.reasons.push(format!("{} sums run as one kernel", merged.outputs.len()));
+                            self.join(into, g, merged);
+                            home = Some(i);
+                            break;
+                        }
+                        Err(Refusal(why)) => {
+                            self.fuser.reasons.push(format!("kept apart two sums over equal spaces: {why}"));
+                        }
+                    }
+                }
+                match home {
+                    Some(i) => open[i] = g,
+                    None => open.push(g),
+                }
+            }
+        }
+    }
+
+    /// Puts `merged` in the place of group `b`, whose members those of `a` now are too.
+    fn join(&mut self, a: usize, b: usize, merged: Ready) {
+        for m in &merged.draft.members {
+            self.fuser.group_of[m.index()] = b;
+        }
+        self.groups.remove(&a);
+        self.groups.insert(b, merged);
+    }
+
     fn try_siblings(&self, a: usize, b: usize, v: ValueId) -> Result<Ready, Refusal> {
+        // Little vectors are read by everybody; sharing them is worth nothing.
+        if let Work::Kernel(lowered) = &self.groups[&a].work
+            && self.fuser.cx.func.ty(v).elems() * 4 < lowered.kernel.points()
+        {
+            return Err(Refusal("they walk different spaces".to_string()));
+        }
+        self.try_union(a, b)
+    }
+
+    /// Two groups as one kernel over the space that both walk.
+    fn try_union(&self, a: usize, b: usize) -> Result<Ready, Refusal> {
         let refuse = |why: &str| Err(Refusal(why.to_string()));
         let (x, y) = (&self.groups[&a], &self.groups[&b]);
         let (Work::Kernel(p), Work::Kernel(q)) = (&x.work, &y.work) else {
@@ -280,9 +342,8 @@ impl<'a, 'f> Board<'a, 'f> {
         if x.draft.depth != y.draft.depth {
             return refuse("a barrier stands between them");
         }
-        // Little vectors are read by everybody; sharing them is worth nothing.
         let points = p.kernel.points();
-        if points != q.kernel.points() || self.fuser.cx.func.ty(v).elems() * 4 < points {
+        if points != q.kernel.points() {
             return refuse("they walk different spaces");
         }
         if self.depends(a, b) || self.depends(b, a) {
