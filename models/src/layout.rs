@@ -116,6 +116,18 @@ impl Layout {
         self.mesh.size(TENSOR_AXIS).unwrap_or(1)
     }
 
+    /// Sees that axis `tensor` can split so many heads.
+    ///
+    /// # Errors
+    /// If it does not divide them.
+    pub fn check_heads(&self, heads: usize) -> Result<()> {
+        if heads.is_multiple_of(self.tensor()) {
+            return Ok(());
+        }
+        let message = format!("axis tensor is {}, which does not divide the {heads} heads", self.tensor());
+        Err(Error::config("mesh.axes", message))
+    }
+
     fn batch_axes(&self) -> Vec<AxisName> {
         BATCH.iter().filter(|a| self.mesh.size(a).is_some()).map(|&a| a.into()).collect()
     }

@@ -166,6 +166,21 @@ fn a_perceptron_over_every_mesh() {
     }
 }
 
+/// Tokens with noise levels of their own, in an order that hides what comes later: over every axis.
+#[test]
+fn a_causal_sequence_over_every_mesh() {
+    let process = process(Preset::DiffusionForcing);
+    let mut network = sequence();
+    network.suit(&process);
+    let Network::Sequence(config) = &network else { unreachable!() };
+    for causal in [true, false] {
+        let network = Network::Sequence(SequenceConfig { causal, ..config.clone() });
+        for axes in [&[("sequence", 2)][..], &[("sequence", 4)], &[("tensor", 2)], &[("data", 2), ("sequence", 2)]] {
+            check(&network, &process, 1, axes);
+        }
+    }
+}
+
 #[test]
 fn processes_over_devices() {
     for preset in Preset::ALL {

@@ -131,8 +131,8 @@ fn gpu_devices_train_as_one() {
     }
 }
 
-/// The loss of a convolutional network with group norms, stride and a class embedding, and its gradient; samples are split
-/// over `data`, features of the wide layer over `tensor`.
+/// The loss of a convolutional network with group norms, a grouped convolution, stride and a class embedding, and its
+/// gradient; samples are split over `data`, features of the wide layer over `tensor`.
 fn convolutions(axes: &Axes) -> Func {
     let mesh = Mesh::new(axes);
     let on = |name: &str| if mesh.size(name).is_some() { vec![name.into()] } else { vec![] };
@@ -149,6 +149,7 @@ fn convolutions(axes: &Axes) -> Func {
     let first = g.param("first", Type::f32([3, 3, 3, 16]));
     let wide = g.param("wide", split(Type::f32([3, 3, 16, 32]), 3, &tensor));
     let last = g.param("last", split(Type::f32([1, 1, 32, 3]), 2, &tensor));
+    let pairs = g.param("pairs", Type::f32([3, 3, 2, 16]));
     let conv = |x: Tensor<'_>, stride: usize, pad: i64| ConvDims {
         stride: vec![stride; 2],
         padding: vec![(pad, pad); x.rank() - 2],
@@ -162,10 +163,11 @@ fn convolutions(axes: &Axes) -> Func {
     let centred = grouped - grouped.mean(&[1, 3]).reshape(&[8, 1, 4, 1]);
     let h = centred * (centred.square().mean(&[1, 3]).reshape(&[8, 1, 4, 1]) + 1e-5).rsqrt();
     let h = (h.reshape(&[8, 8, 8, 16]) + table.take(label).reshape(&[8, 1, 1, 16])).silu();
+    let h = h.apply(Op::Conv { dims: ConvDims { groups: 8, ..conv(h, 1, 1) }, out }, &[pairs]).silu();
     let h = h.apply(Op::Conv { dims: conv(h, 2, 1), out }, &[wide]).silu();
     let y = settled(h.apply(Op::Conv { dims: conv(h, 1, 0), out }, &[last]));
     let loss = settled(y.square().sum_all() * 0.01);
-    dnx_autodiff::value_and_grad(&g.finish(&[loss]).unwrap(), &[0, 2, 3, 4, 5]).unwrap()
+    dnx_autodiff::value_and_grad(&g.finish(&[loss]).unwrap(), &[0, 2, 3, 4, 5, 6]).unwrap()
 }
 
 #[test]
@@ -450,21 +452,42 @@ fn long_sequences_go_round_a_ring() {
     let ratio = peak(&[("sequence", 4)]) / peak(&[]);
     assert!(ratio <= 0.3, "a device of four has {ratio:.3} of the memory of one");
 
-    let program = |mesh: &Mesh| -> Func {
-        let split = match mesh.devices() {
-            1 => Sharding::replicated(),
-            _ => Sharding::new(vec![vec![], vec!["sequence".into()], vec![], vec![]], vec![]),
-        };
-        let g = Graph::on_mesh("attend", mesh.clone());
-        let [q, k, v] = ["q", "k", "v"].map(|n| g.param(n, Type::f32([1, 8192, 1, 16]).with_sharding(split.clone())));
-        let (o, _) = attention(q, k, v, None, 0.25, false);
-        let f = g.finish(&[o.square().sum_all().reshard(Sharding::replicated()), o]).unwrap();
-        dnx_autodiff::value_and_grad(&f, &[0, 1, 2]).unwrap()
-    };
     let args: Vec<Array> = (0..3).map(|i| numbers(&Type::f32([1, 8192, 1, 16]), 3 * i, 2.0)).collect();
-    let of = |mesh: Mesh, device: &str| run(&Team::open(Some(device)).unwrap(), &program(&mesh), &[], &args, 1);
+    let of = |mesh: Mesh, device: &str| {
+        run(&Team::open(Some(device)).unwrap(), &attending(&mesh, 8192, false), &[], &args, 1)
+    };
     let (one, four) = (of(Mesh::single(), "cpu"), of(Mesh::new(&[("sequence", 4)]), "cpu*4"));
     for (i, (a, b)) in four.iter().zip(&one).enumerate() {
         assert_near(&format!("result {i} at 8192 tokens"), a, b);
+    }
+}
+
+/// Attention over tokens that are split as axis `sequence` is, and its gradient.
+fn attending(mesh: &Mesh, tokens: usize, causal: bool) -> Func {
+    let split = match mesh.devices() {
+        1 => Sharding::replicated(),
+        _ => Sharding::new(vec![vec![], vec!["sequence".into()], vec![], vec![]], vec![]),
+    };
+    let g = Graph::on_mesh("attend", mesh.clone());
+    let [q, k, v] = ["q", "k", "v"].map(|n| g.param(n, Type::f32([1, tokens, 1, 16]).with_sharding(split.clone())));
+    let (o, _) = attention(q, k, v, None, 0.25, causal);
+    let f = g.finish(&[o.square().sum_all().reshard(Sharding::replicated()), o]).unwrap();
+    dnx_autodiff::value_and_grad(&f, &[0, 1, 2]).unwrap()
+}
+
+/// A causal order hides the same keys where they go round.
+#[test]
+fn causal_rings_hide_what_comes_later() {
+    let args: Vec<Array> = (0..3).map(|i| numbers(&Type::f32([1, 768, 1, 16]), 3 * i, 2.0)).collect();
+    let of = |devices: usize, device: &str, causal: bool| {
+        let mesh = if devices == 1 { Mesh::single() } else { Mesh::new(&[("sequence", devices)]) };
+        run(&Team::open(Some(device)).unwrap(), &attending(&mesh, 768, causal), &[], &args, 1)
+    };
+    let (one, even) = (of(1, "cpu", true), of(1, "cpu", false));
+    assert_ne!(one, even);
+    for (devices, device) in [(4, "cpu*4"), (3, "cpu*3"), (2, "vulkan:llvmpipe*2")] {
+        for (i, (a, b)) in of(devices, device, true).iter().zip(&one).enumerate() {
+            assert_near(&format!("{device}: result {i}"), a, b);
+        }
     }
 }

@@ -200,11 +200,7 @@ impl DitConfig {
         let shape = self.shape()?;
         let Shape { dim, patch, height, width, .. } = shape;
         let layout = s.layout();
-        if !shape.heads.is_multiple_of(layout.tensor()) {
-            let message =
-                format!("axis tensor is {}, which does not divide the {} heads", layout.tensor(), shape.heads);
-            return Err(Error::config("mesh.axes", message));
-        }
+        layout.check_heads(shape.heads)?;
         // Rows of patches are runs of tokens.
         let x = layout.along_sequence(call.x, 1);
         let positions = s.frozen("pos_embed", embed::grid_positions(height / patch, width / patch, dim));

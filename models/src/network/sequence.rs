@@ -107,8 +107,11 @@ impl SequenceConfig {
         tap: Option<usize>,
     ) -> Result<(Tensor<'g>, Option<Tensor<'g>>)> {
         let (batch, tokens, channels, dim) = (call.x.dim(0), call.x.dim(1), call.x.dim(2), self.dim);
+        let layout = s.layout();
+        layout.check_heads(self.heads)?;
+        let x = layout.along_sequence(call.x, 1);
         let positions = s.frozen("pos_embed", positions(tokens, dim));
-        let mut h = s.enter("x_embedder.proj", |s| linear_xavier(s, call.x, dim)) + positions;
+        let mut h = s.enter("x_embedder.proj", |s| linear_xavier(s, x, dim)) + positions;
 
         // One time for a whole sample is the same time for each of its tokens.
         let each = match call.time.rank() {
@@ -120,7 +123,7 @@ impl SequenceConfig {
         if let (Some(label), Some(classes @ 1..)) = (call.label, self.classes) {
             c = c + s.enter("y_embedder", |s| embed::label(s, label, classes + 1, dim)).unsqueeze(1);
         }
-        let c = c.silu();
+        let c = layout.along_sequence(c.silu(), 1);
 
         let types = [("x", h.ty()), ("c", c.ty())];
         let block = Block::build(s, "blocks.0", "sequence_block", &types, |s, x| vec![self.block(s, x[0], x[1])])?;

@@ -11,6 +11,7 @@
 //! [`Distillation`]; where networks are causal, it is the law of each token given those before it that is matched.
 
 use super::{Distillation, FORCED_NOISE, SECOND_TIME, STOPS, Scene};
+use crate::layout::whole_rows;
 use crate::process::{Level, Loss, TimeDomain, Times};
 use crate::{Error, Result};
 use dnx_ir::{DType, Tensor, random};
@@ -64,7 +65,7 @@ impl<'g> Scene<'_, 'g> {
         let inner: Vec<usize> = (2..self.x0.rank()).collect();
         let error = (output - target).square().mean(&inner);
         let per_token = error * process.weighting.factor(&level, &c, process.sigma_data);
-        self.mean_of(per_token.reshape(&[batch * tokens]), &flat)
+        self.mean_of(whole_rows(per_token).reshape(&[batch * tokens]), &flat)
     }
 
     pub(super) fn self_forcing(&self, f: &SelfForcing) -> Loss<'g> {
