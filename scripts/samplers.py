@@ -303,6 +303,11 @@ def main():
             end = "zero" if bh == "bh2" else "sigma_min"
             unipc = D.UniPCMultistepScheduler(solver_order=order, solver_type=bh, final_sigmas_type=end)
             by_sigma(f"unipc {order} {bh}", f'sampler = "unipc"\norder = {order}\nbh = "{bh}"', unipc, 12, False)
+    for order, tau in ((1, 1.0), (2, 1.0), (2, 0.4), (3, 0.7), (4, 1.0)):
+        tau_of = lambda _, tau=tau: torch.tensor(tau)
+        sa = D.SASolverScheduler(predictor_order=order, corrector_order=order, tau_func=tau_of)
+        config = f'sampler = "sa_solver"\norder = {order}\ntau = {tau}'
+        by_sigma(f"sa_solver {order} {tau}", config, sa, 12, False, 13)
     for order in (1, 2, 3):
         deis = D.DEISMultistepScheduler(solver_order=order)
         by_sigma(f"deis {order}", f'sampler = "deis"\norder = {order}', deis, 12, False)

@@ -8,8 +8,8 @@ mod mixture;
 use dnx_models::process::{Level, Path, Preset, Process, Time};
 use dnx_models::sample::{
     Adaptive, Bh, Correction, Ddim, Denoiser, Dpm2, DpmSolver, Edm, Estimate, Euler, EulerAncestral, Form, Grid,
-    GridKind, Heun, History, Multistep, Rule, RungeKutta, SAMPLERS, SampleConfig, SampleNoise, Sampler, SamplerKind,
-    Tableau, UniPc, invert, level_at_ratio, ratio, sample, sample_from,
+    GridKind, Heun, History, Multistep, Rule, RungeKutta, SAMPLERS, SaSolver, SampleConfig, SampleNoise, Sampler,
+    SamplerKind, Tableau, UniPc, invert, level_at_ratio, ratio, sample, sample_from,
 };
 use mixture::{draw, known, mixture, process};
 
@@ -102,6 +102,11 @@ fn unipc(order: usize, bh: Bh, corrector: bool) -> Box<dyn Sampler> {
     Box::new(UniPc { form: Form::Data, order, bh, corrector, lower_order_final: false })
 }
 
+fn sa(order: usize, correction: Correction, corrector: bool) -> Box<dyn Sampler> {
+    let range = [0.0, f64::INFINITY];
+    Box::new(SaSolver { order, tau: 0.0, range, corrector, correction, lower_order_final: false })
+}
+
 fn multistep(rule: Rule, order: usize) -> Box<dyn Sampler> {
     Box::new(Multistep { rule, order, lower_order_final: false })
 }
@@ -149,6 +154,10 @@ fn deterministic() -> Vec<(&'static str, Box<dyn Sampler>, Even, usize, f64)> {
         ("unipc, order 2", unipc(2, Bh::Bh2, true), Even::Log, 80, 3.0),
         ("unipc, order 2, bh1", unipc(2, Bh::Bh1, true), Even::Log, 80, 3.0),
         ("unipc, order 3", unipc(3, Bh::Bh2, true), Even::Warm, 160, 4.0),
+        ("sa_solver, tau 0, order 2", sa(2, Correction::Midpoint, true), Even::Log, 80, 2.0),
+        ("sa_solver, tau 0, order 2, heun", sa(2, Full, true), Even::Log, 80, 2.0),
+        ("sa_solver, tau 0, order 3", sa(3, Full, true), Even::Warm, 80, 3.0),
+        ("sa_solver, tau 0, order 4, no corrector", sa(4, Full, false), Even::Warm, 160, 4.0),
         ("unipc, order 3, no corrector", unipc(3, Bh::Bh2, false), Even::Warm, 80, 3.0),
     ]
 }
@@ -295,6 +304,7 @@ fn evaluations_are_counted() {
         (Dpmpp2s, 10),
         (DpmppSde, 19),
         (Unipc, 10),
+        (SaSolver, 10),
         (EulerMaruyama, 10),
         (SdeHeun, 19),
         (PredictorCorrector, 20),
@@ -337,6 +347,7 @@ fn first_orders_are_ddim() {
         dpm(Form::Noise, History::Multi, 1, Correction::Midpoint),
         dpm(Form::Noise, History::Single, 1, Correction::Midpoint),
         unipc(1, Bh::Bh2, false),
+        sa(1, Correction::Midpoint, false),
         multistep(Rule::Lms, 1),
         multistep(Rule::Deis, 1),
         multistep(Rule::IPndm, 1),

@@ -4,8 +4,8 @@ use super::names::{SAMPLERS, SamplerKind};
 use super::{
     Adaptive, Bh, Correction, Ddim, Ddpm, Diffusion, Dpm2, DpmSde, DpmSolver, Edm, Euler, EulerAncestral,
     EulerMaruyama, FinalLevel, Forcing, Form, Grid, GridKind, Guidance, GuidanceKind, Heun, History, Inverse, Langevin,
-    LastStep, Lcm, MeanFlow, Multistep, PosteriorVariance, PredictorCorrector, Renoise, Rule, RungeKutta, Sampler,
-    SdeHeun, Spacing, Tableau, Tcd, UniPc,
+    LastStep, Lcm, MeanFlow, Multistep, PosteriorVariance, PredictorCorrector, Renoise, Rule, RungeKutta, SaSolver,
+    Sampler, SdeHeun, Spacing, Tableau, Tcd, UniPc,
 };
 use crate::process::{Process, TimeDomain, Variance};
 use crate::{Error, Result};
@@ -63,7 +63,7 @@ pub struct SampleConfig {
     pub rtol: Option<f64>,
     /// Order of multistep and exponential solvers.
     pub order: Option<usize>,
-    /// Second-order term of DPM-Solver: `midpoint` (the published default) or `heun`.
+    /// Second-order term of DPM-Solver and of `sa_solver`: `midpoint` (the published default) or `heun`.
     pub correction: Option<Correction>,
     /// Whether short runs end with steps of falling order; true if absent.
     pub lower_order_final: Option<bool>,
@@ -71,13 +71,13 @@ pub struct SampleConfig {
     pub euler_at_final: Option<bool>,
     /// `B(h)` of `unipc`.
     pub bh: Option<Bh>,
-    /// Whether `unipc` corrects; true if absent.
+    /// Whether `unipc` and `sa_solver` correct; true if absent.
     pub corrector: Option<bool>,
     /// Churn of `edm`.
     pub s_churn: Option<f64>,
-    /// Least `sigma / alpha` with churn.
+    /// Least `sigma / alpha` with churn, or with noise of `sa_solver`.
     pub s_min: Option<f64>,
-    /// Greatest `sigma / alpha` with churn.
+    /// Greatest `sigma / alpha` with them.
     pub s_max: Option<f64>,
     /// Deviation of churn's noise.
     pub s_noise: Option<f64>,
@@ -95,6 +95,8 @@ pub struct SampleConfig {
     pub langevin_steps: Option<usize>,
     /// Step size of `langevin`, in units of the level's `sigma^2`; 0.1 if absent.
     pub langevin_rate: Option<f64>,
+    /// Noise of `sa_solver` in units of the reverse-time SDE's, 0 or more; 1 if absent.
+    pub tau: Option<f64>,
     /// How far `tcd` goes below the next level, 0 to 1; 0.3 if absent.
     pub gamma: Option<f64>,
 }
@@ -141,6 +143,7 @@ impl Default for SampleConfig {
             corrector_steps: None,
             langevin_steps: None,
             langevin_rate: None,
+            tau: None,
             gamma: None,
         }
     }
@@ -180,7 +183,8 @@ impl SampleConfig {
                 }
                 "order" => {
                     c.order.get_or_insert(match self.sampler {
-                        Dpm2m | Dpm2s | Dpm2mSde | Dpmpp2m | Dpmpp2s | Dpmpp2mSde | SamplerKind::Unipc => 2,
+                        Dpm2m | Dpm2s | Dpm2mSde | Dpmpp2m | Dpmpp2s | Dpmpp2mSde => 2,
+                        SamplerKind::Unipc | SamplerKind::SaSolver => 2,
                         Deis | Dpm3m | Dpm3s | Dpmpp3m | Dpmpp3s => 3,
                         _ => 4,
                     });
@@ -233,6 +237,9 @@ impl SampleConfig {
                 "langevin_rate" => {
                     c.langevin_rate.get_or_insert(0.1);
                 }
+                "tau" => {
+                    c.tau.get_or_insert(1.0);
+                }
                 "gamma" => {
                     c.gamma.get_or_insert(0.3);
                 }
@@ -243,7 +250,7 @@ impl SampleConfig {
     }
 
     /// The keys of solvers, and whether they are given.
-    fn given(&self) -> [(&'static str, bool); 23] {
+    fn given(&self) -> [(&'static str, bool); 24] {
         [
             ("eta", self.eta.is_some()),
             ("variance", self.variance.is_some()),
@@ -267,6 +274,7 @@ impl SampleConfig {
             ("corrector_steps", self.corrector_steps.is_some()),
             ("langevin_steps", self.langevin_steps.is_some()),
             ("langevin_rate", self.langevin_rate.is_some()),
+            ("tau", self.tau.is_some()),
             ("gamma", self.gamma.is_some()),
         ]
     }
@@ -379,6 +387,14 @@ impl SampleConfig {
                 order: self.order.unwrap_or_default(),
                 bh: self.bh.unwrap_or_default(),
                 corrector: self.corrector.unwrap_or_default(),
+                lower_order_final: self.lower_order_final.unwrap_or_default(),
+            }),
+            SamplerKind::SaSolver => Box::new(SaSolver {
+                order: self.order.unwrap_or_default(),
+                tau: self.tau.unwrap_or_default(),
+                range: [self.s_min.unwrap_or_default(), self.s_max.unwrap_or_default()],
+                corrector: self.corrector.unwrap_or_default(),
+                correction: self.correction.unwrap_or_default(),
                 lower_order_final: self.lower_order_final.unwrap_or_default(),
             }),
             SamplerKind::PredictorCorrector => Box::new(PredictorCorrector {
@@ -557,6 +573,9 @@ mod tests {
             ("sampler = \"lms\"\norder = 5", "sample.order"),
             ("sampler = \"dpmpp_2m\"\norder = 4", "sample.order"),
             ("sampler = \"unipc\"\norder = 0", "sample.order"),
+            ("sampler = \"sa_solver\"\norder = 5", "sample.order"),
+            ("sampler = \"sa_solver\"\ntau = -0.1", "sample.tau"),
+            ("sampler = \"sa_solver\"\ns_min = 2.0\ns_max = 1.0", "sample.s_max"),
             ("sampler = \"rk2\"\nalpha = 0.0", "sample.alpha"),
             ("sampler = \"edm\"\ns_churn = -1.0", "sample.s_churn"),
             ("sampler = \"edm\"\ns_min = 1.0\ns_max = 0.5", "sample.s_max"),

@@ -229,6 +229,7 @@ fn draws(config: &SampleConfig) -> bool {
         EulerAncestral | Dpm2Ancestral | DpmppSde => config.eta.unwrap_or(1.0) > 0.0,
         Edm => config.s_churn.unwrap_or(0.0) > 0.0,
         Tcd => config.gamma.unwrap_or(0.3) > 0.0,
+        SaSolver => config.tau.unwrap_or(1.0) > 0.0,
         Ddpm | EulerMaruyama | SdeHeun | Dpm2mSde | Dpmpp2mSde | PredictorCorrector | Langevin | Consistency | Scm
         | StochasticFlow | Lcm => true,
         Euler | Heun | Midpoint | Ralston | Rk2 | Rk4 | Rk23 | Rk45 | Tsit5 | Dpm2 | Lms | Plms | Pndm | Ipndm

@@ -13,6 +13,7 @@
 //! The noise of each sample is a function of that sample's own seed ([`SampleNoise`]), and all steps act on each
 //! sample alone, so a seed gives the same picture whatever batch it is drawn in.
 
+mod adams;
 mod ays;
 mod chart;
 mod conditioned;
@@ -48,6 +49,7 @@ mod steer;
 mod stochastic;
 mod unipc;
 
+pub use adams::SaSolver;
 pub use chart::{is_pure_noise, level_at_ratio, ratio};
 pub use conditioned::Conditioned;
 pub use config::SampleConfig;

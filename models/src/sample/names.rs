@@ -51,6 +51,7 @@ pub enum SamplerKind {
     Dpmpp2mSde,
     DpmppSde,
     Unipc,
+    SaSolver,
     PredictorCorrector,
     Langevin,
     MeanFlow,
@@ -76,6 +77,7 @@ pub struct SamplerInfo {
 
 const ENDS: &[&str] = &["order", "lower_order_final"];
 const DPM: &[&str] = &["order", "correction", "lower_order_final", "euler_at_final"];
+const SA: &[&str] = &["order", "correction", "corrector", "lower_order_final", "tau", "s_min", "s_max"];
 const SDE: &[&str] = &["diffusion", "diffusion_scale", "last_step"];
 const TOLERANCES: &[&str] = &["atol", "rtol"];
 
@@ -122,6 +124,7 @@ pub const SAMPLERS: &[SamplerInfo] = {
         row(Dpmpp2mSde, "dpmpp_2m_sde", DPM, "DPM-Solver++ for the SDE, multistep"),
         row(DpmppSde, "dpmpp_sde", &["eta"], "DPM-Solver++ for the SDE, two evaluations a step; eta = 1 if absent"),
         row(Unipc, "unipc", &["order", "lower_order_final", "bh", "corrector"], "UniPC, predictor and corrector, order 1 to 3"),
+        row(SaSolver, "sa_solver", SA, "SA-Solver: Adams for the SDE with tau times its noise, order 1 to 4"),
         row(PredictorCorrector, "predictor_corrector", &["snr", "corrector_steps"], "reverse diffusion and Langevin correctors"),
         row(Langevin, "langevin", &["langevin_steps", "langevin_rate"], "annealed Langevin dynamics; path ve"),
         row(MeanFlow, "mean_flow", &[], "jumps of a network of two times"),
