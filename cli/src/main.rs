@@ -9,6 +9,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    without_windows();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Devices(args) => commands::devices::run(&args),
@@ -27,5 +28,15 @@ fn main() -> ExitCode {
             eprintln!("error: {error}");
             ExitCode::from(error.exit_status() as u8)
         }
+    }
+}
+
+/// Where there is no window system, keeps Mesa from looking for it: its layer that puts the adapter of the screen first
+/// would print an error for every look.
+fn without_windows() {
+    let unset = |name: &str| std::env::var_os(name).is_none();
+    if cfg!(target_os = "linux") && unset("XDG_RUNTIME_DIR") && unset("NODEVICE_SELECT") {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     }
 }
