@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release --example digits -- FOLDER [OUT.png]`
 //!
-//! FOLDER holds MNIST's idx files. Runs go to `runs/digits-*`, each about four minutes on two processor cores, the last
+//! FOLDER holds MNIST's idx files. Runs go to `runs/digits-*`, each about eight minutes on two processor cores, the last
 //! one twice that; what is trained already is only drawn.
 
 use dnx::ir::{Array, Type};
@@ -66,7 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn train(folder: &Path, data: &str, sets: &[&str], device: &Device) -> Result<(), Box<dyn Error>> {
     let mut sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-    sets.extend([format!("data.path={data}"), "train.steps=2000".into(), "train.sample_every=500".into()]);
+    sets.extend([format!("data.path={data}"), "train.steps=4000".into(), "train.sample_every=500".into()]);
     let source = read_source(Path::new("configs/mnist_dit.toml"), &sets)?;
     let raw: Config = source.parse()?;
     let data = Arc::new(Dataset::open(&raw.data, raw.train.seed)?);
