@@ -38,6 +38,12 @@ fn shapes(folder: &Path, run: &str, steps: &str) {
     expect(folder, 0, &args);
 }
 
+/// The numbers of a .npy file of `f32`.
+fn numbers(file: &[u8]) -> impl Iterator<Item = f32> {
+    let header = 10 + usize::from(u16::from_le_bytes([file[8], file[9]]));
+    file[header..].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
 #[test]
 fn samples_are_guided_and_begin_with_pictures() {
     let dir = tempfile::tempdir().unwrap();
@@ -84,7 +90,9 @@ fn samples_are_guided_and_begin_with_pictures() {
     let ddpm = ["--class", "3", "--sampler", "ddpm", "--steps", "12", "--cfg", "2"];
     let stepped = sample("stepped.npy", &ddpm);
     let alone = sample("alone.npy", &[&ddpm[..], &["--speculate", "1"]].concat());
-    assert!(alone == stepped, "a window of one is the sampler itself");
+    // To rounding: the sampler's steps are made by the device, those of a window by the host.
+    let apart = numbers(&alone).zip(numbers(&stepped)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(alone.len() == stepped.len() && apart < 2e-5, "a window of one is the sampler itself, but for {apart}");
     let args = ["sample", "run", "--device", "cpu", "--n", "2", "--no-ema", "--out", "drafted.npy", "--speculate", "4"];
     let (_, said) = expect(folder, 0, &[&args, &ddpm[..]].concat());
     assert!(said.contains("% of drafts kept"), "{said}");
